@@ -1,0 +1,266 @@
+"""EventBatch: raw records to validated columns, and columns to rounds.
+
+The fast path validates and converts whole columns. Only a batch in which something is wrong is taken apart, record
+by record, to find what must be refused and why; both paths give the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from models.errors import InstantError, Refused
+from models.events import DEFAULT_KIND, ROLES, VALUES, Kind, Role
+from models.instants import Instants, format_instant, parse_column
+from models.partitioner import partitions_of
+from models.policy import Policy
+
+_KINDS: Final = {kind.name.lower(): kind.value for kind in Kind}
+
+
+class Record(Protocol):
+    """One record as a Kafka client gives it. ``timestamp`` is in milliseconds since 1970."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...
+
+
+class Refusal(NamedTuple):
+    """A record that cannot be used, and why."""
+
+    role: Role
+    record: Record
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What is needed to judge a record: the policy and where the record was found.
+
+    ``partitions`` is the number of partitions of the input topics, ``latest`` the last instant (microseconds) that a
+    record's own timestamp may bear: a broker's clock gone wild must not move the shard's time.
+    """
+
+    policy: Policy
+    partition: int
+    partitions: int
+    latest: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Validated records of one shard as columns, in the order in which they are folded.
+
+    ``amount`` is in minor units of the base currency, instants are int64 microseconds, ``attributes`` has a list
+    for each kept attribute. A tick has an empty customer.
+    """
+
+    rank: NDArray[np.int8]
+    offset: NDArray[np.int64]
+    recorded_at: Instants
+    occurred_at: Instants
+    kind: NDArray[np.int8]
+    amount: NDArray[np.int64]
+    event_hash: NDArray[np.uint64]
+    customer: list[str]
+    event_id: list[str]
+    record: list[Record]
+    attributes: Mapping[str, list[str | None]]
+
+    def __len__(self) -> int:
+        return len(self.customer)
+
+    def take(self, positions: NDArray[np.int64]) -> EventBatch:
+        """The rows at ``positions``, in that order."""
+        at = positions.tolist()
+        columns: dict[str, Any] = {}
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if isinstance(column, np.ndarray):
+                columns[field.name] = column[positions]
+            elif isinstance(column, list):
+                columns[field.name] = [column[i] for i in at]
+            else:
+                columns[field.name] = {name: [values[i] for i in at] for name, values in column.items()}
+        return EventBatch(**columns)
+
+    @staticmethod
+    def concat(batches: Sequence[EventBatch]) -> EventBatch:
+        """The rows of all, one batch after the other. All must have been read under one policy."""
+        if len(batches) == 1:
+            return batches[0]
+        columns: dict[str, Any] = {}
+        for field in fields(EventBatch):
+            parts = [getattr(batch, field.name) for batch in batches]
+            if isinstance(parts[0], np.ndarray):
+                columns[field.name] = np.concatenate(parts)
+            elif isinstance(parts[0], list):
+                columns[field.name] = [value for part in parts for value in part]
+            else:
+                columns[field.name] = {
+                    name: [value for part in parts for value in part[name]] for name in parts[0]
+                }
+        return EventBatch(**columns)
+
+
+def _flatten(event: Mapping[str, Any], name: str) -> str | None:
+    """The event's value of a kept attribute as text; a field of the event wins over the free attributes."""
+    value = event.get(name)
+    if value is None:
+        value = (event.get("attributes") or {}).get(name)
+    if value is None or isinstance(value, str):
+        return value or None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], policy: Policy) -> EventBatch:
+    """Validated events as columns. Raises Refused or InstantError if any of them cannot be converted."""
+    default = DEFAULT_KIND[role]
+    kinds = np.array([_KINDS[event.get("kind", default)] for event in events], dtype=np.int8)
+    amount = np.zeros(len(events), dtype=np.int64)
+    if role == "purchases":
+        paid = np.flatnonzero(kinds != Kind.TICK)
+        priced = events if len(paid) == len(events) else [events[i] for i in paid.tolist()]
+        amount[paid] = policy.converter.column([e["amount"] for e in priced], [e["currency"] for e in priced])
+    event_id = [event.get("event_id", "") for event in events]
+    return EventBatch(
+        rank=np.full(len(events), ROLES.index(role), dtype=np.int8),
+        offset=np.array([record.offset for record in records], dtype=np.int64),
+        recorded_at=np.array([record.timestamp for record in records], dtype=np.int64) * 1000,
+        occurred_at=parse_column([event["occurred_at"] for event in events]),
+        kind=kinds,
+        amount=amount,
+        # 0 marks an empty place among the remembered ids.
+        event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
+        customer=[event.get("customer_id", "") for event in events],
+        event_id=event_id,
+        record=records,
+        attributes={name: [_flatten(event, name) for event in events] for name in policy.attributes.keep},
+    )
+
+
+def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
+    """Rows whose key, partition or clock is wrong, by position."""
+    wrong: dict[int, Refused] = {}
+    ahead = batch.occurred_at > batch.recorded_at + reader.policy.events.allowed_skew
+    for i in np.flatnonzero(ahead).tolist():
+        recorded = format_instant(int(batch.recorded_at[i]))
+        wrong[i] = Refused(
+            "occurred_ahead",
+            f"occurred_at is further ahead of the record's timestamp {recorded} than the policy's allowed_skew; "
+            "correct the producer's clock",
+        )
+    for i in np.flatnonzero(batch.recorded_at > reader.latest).tolist():
+        wrong[i] = Refused("recorded_ahead", "the record's timestamp is in the future; correct the broker's clock")
+    keyed = np.flatnonzero(batch.kind != Kind.TICK)
+    keys = [batch.customer[i].encode() for i in keyed.tolist()]
+    chosen = partitions_of(keys, reader.partitions)
+    for i, key, partition in zip(keyed.tolist(), keys, chosen.tolist(), strict=True):
+        if batch.record[i].key != key:
+            wrong[i] = Refused("wrong_key", "the record's key must be the customer_id, as UTF-8")
+        elif partition != reader.partition:
+            wrong[i] = Refused(
+                "wrong_partition",
+                f"Kafka's own partitioner (murmur2) puts this customer on partition {partition} of "
+                f"{reader.partitions}; set the producer's partitioner to murmur2_random",
+            )
+    return wrong
+
+
+def _refused(error: ValidationError) -> Refused:
+    """The first thing pydantic found wrong, as a code and a sentence."""
+    first = error.errors(include_url=False)[0]
+    # The location starts with the union's tag; what follows is the path inside the event.
+    path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))
+    if first["type"] in ("json_invalid", "dict_type", "model_attributes_type"):
+        return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
+    if first["type"] == "missing" or first.get("input", "") is None:
+        return Refused("missing_field", f"{path}: is required")
+    message = first["msg"].replace("Input should be", "must be").replace("String should", "must")
+    return Refused("invalid_field", f"{path or 'kind'}: {message}")
+
+
+def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
+    """One record as a batch of one. Raises Refused."""
+    if record.value is None:
+        raise Refused("empty_value", "the value is empty (a tombstone); send an erasure to forget a customer")
+    try:
+        batch = _columns(role, [VALUES[role].validate_json(record.value)], [record], reader.policy)
+    except ValidationError as error:
+        raise _refused(error) from None
+    except InstantError:
+        raise Refused("invalid_field", "occurred_at: is no real date and time") from None
+    for refused in _misplaced(batch, reader).values():
+        raise refused
+    return batch
+
+
+def read(role: Role, records: Sequence[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
+    """Records of one topic as a batch of those that can be used, and the refusals of the others."""
+    records = list(records)
+    validate = VALUES[role].validate_json
+    try:
+        # A value of None raises TypeError, which makes it a record to look at on its own.
+        events = [validate(record.value) for record in records]  # type: ignore[arg-type]
+        batch = _columns(role, events, records, reader.policy)
+        wrong = _misplaced(batch, reader)
+    except (ValidationError, Refused, InstantError, TypeError):
+        return _read_one_by_one(role, records, reader)
+    if not wrong:
+        return batch, []
+    good = np.array([i for i in range(len(batch)) if i not in wrong], dtype=np.int64)
+    refusals = [Refusal(role, records[i], each.code, each.reason) for i, each in sorted(wrong.items())]
+    return batch.take(good), refusals
+
+
+def _read_one_by_one(
+    role: Role, records: list[Record], reader: Reader
+) -> tuple[EventBatch, list[Refusal]]:
+    batches = [_columns(role, [], [], reader.policy)]
+    refusals = []
+    for record in records:
+        try:
+            batches.append(_one(role, record, reader))
+        except Refused as refused:
+            refusals.append(Refusal(role, record, refused.code, refused.reason))
+    return EventBatch.concat(batches), refusals
+
+
+def merge(batches: Sequence[EventBatch]) -> EventBatch:
+    """Batches of several topics as one, in the order (occurred_at, topic rank, offset).
+
+    The heads of the topics are compared, so that each topic keeps its offset order: an event that is earlier than
+    the one before it on its topic follows that one directly.
+    """
+    batch = EventBatch.concat(batches)
+    heads = np.concatenate([np.maximum.accumulate(each.occurred_at) for each in batches])
+    order = np.lexsort((batch.offset, batch.rank, heads))
+    return batch.take(order)
+
+
+def rounds(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Positions of ``rows`` in parts, in each of which a row occurs at most once; a row keeps its order."""
+    if not len(rows):
+        return
+    order = np.argsort(rows, kind="stable")
+    sorted_rows = rows[order]
+    starts = np.flatnonzero(np.concatenate(([True], sorted_rows[1:] != sorted_rows[:-1])))
+    occurrence = np.empty(len(rows), dtype=np.int64)
+    occurrence[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    by_occurrence = np.argsort(occurrence, kind="stable")
+    yield from np.split(by_occurrence, np.cumsum(np.bincount(occurrence))[:-1])

@@ -1,0 +1,163 @@
+"""CustomerTable: one shard's customers as columns, one row a customer, with an index from customer_id to row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.instants import FOREVER, NEVER
+from models.policy import Policy
+
+Rows = NDArray[np.int64]
+
+#: The label code of a customer who has no segment in a dimension.
+NO_LABEL: Final = -1
+#: The attribute code of a value that was never seen.
+NO_VALUE: Final = -1
+OTHER: Final = "(other)"
+
+
+class AttributeValues:
+    """The dictionary of one attribute: text ↔ code, append-only, with a cap; beyond it every text is "(other)"."""
+
+    def __init__(self, most: int, texts: Iterable[str] = ()) -> None:
+        self.texts = list(texts)
+        self._codes = {text: code for code, text in enumerate(self.texts)}
+        self._most = most
+
+    def code(self, text: str) -> int:
+        """The text's code, a new one if there is room."""
+        code = self._codes.get(text)
+        if code is None:
+            if len(self.texts) >= self._most and text != OTHER:
+                return self.code(OTHER)
+            code = self._codes[text] = len(self.texts)
+            self.texts.append(text)
+        return code
+
+    def text(self, code: int) -> str | None:
+        """The code's text, or None for NO_VALUE."""
+        return None if code == NO_VALUE else self.texts[code]
+
+
+class CustomerTable:
+    """Columns of customer state. Instants are int64 microseconds, money is in minor units of the base currency.
+
+    Absent instants are NEVER in columns that keep the latest and FOREVER in columns that keep the earliest. The
+    columns are longer than the number of customers; rows that are not in use are blank.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.dimensions = tuple(policy.dimensions)
+        self.attributes = policy.attributes.keep
+        self.values = {name: AttributeValues(policy.attributes.max_values) for name in self.attributes}
+        self.index: dict[str, int] = {}
+        self.customer: list[str] = []
+        self._free: list[int] = []
+        #: No deadline of any row is earlier than this instant: most batches need not look.
+        self.earliest_deadline = FOREVER
+        size, dims, attrs = 0, len(self.dimensions), len(self.attributes)
+        self.signed_up_at = np.full(size, FOREVER, dtype=np.int64)
+        self.first_purchase_at = np.full(size, FOREVER, dtype=np.int64)
+        self.last_purchase_at = np.full(size, NEVER, dtype=np.int64)
+        self.orders = np.zeros(size, dtype=np.int64)
+        self.refunds = np.zeros(size, dtype=np.int64)
+        self.gross = np.zeros(size, dtype=np.int64)
+        self.refunded = np.zeros(size, dtype=np.int64)
+        self.sequence = np.zeros(size, dtype=np.int64)
+        self.label = np.full((size, dims), NO_LABEL, dtype=np.int16)
+        self.changed_at = np.full((size, dims), NEVER, dtype=np.int64)
+        self.deadline = np.full((size, dims), FOREVER, dtype=np.int64)
+        self.value = np.full((size, attrs), NO_VALUE, dtype=np.int32)
+        self.value_at = np.full((size, attrs), NEVER, dtype=np.int64)
+        self.seen = np.zeros((size, policy.events.remembered_ids), dtype=np.uint64)
+        self.seen_count = np.zeros(size, dtype=np.int64)
+        self._blank = {
+            name: column.dtype.type(fill)
+            for name, fill in {
+                "signed_up_at": FOREVER, "first_purchase_at": FOREVER, "last_purchase_at": NEVER, "orders": 0,
+                "refunds": 0, "gross": 0, "refunded": 0, "sequence": 0, "label": NO_LABEL, "changed_at": NEVER,
+                "deadline": FOREVER, "value": NO_VALUE, "value_at": NEVER, "seen": 0, "seen_count": 0,
+            }.items()
+            for column in [getattr(self, name)]
+        }  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def rows(self) -> Rows:
+        """The rows in use, in the order in which their customers arrived."""
+        return np.fromiter(self.index.values(), dtype=np.int64, count=len(self.index))
+
+    def place(self, customers: Sequence[str]) -> Rows:
+        """The row of each customer; unknown customers get blank rows."""
+        index = self.index
+        rows = [index.get(customer, -1) for customer in customers]
+        if -1 in rows:
+            for i, row in enumerate(rows):
+                if row < 0:
+                    customer = customers[i]
+                    known = index.get(customer)
+                    rows[i] = known if known is not None else self._new_row(customer)
+        return np.array(rows, dtype=np.int64)
+
+    def _new_row(self, customer: str) -> int:
+        if self._free:
+            row = self._free.pop()
+            self.customer[row] = customer
+        else:
+            row = len(self.customer)
+            self.customer.append(customer)
+            if row >= len(self.orders):
+                self._grow(max(1024, row + row // 2))
+        self.index[customer] = row
+        return row
+
+    def _grow(self, size: int) -> None:
+        for name, blank in self._blank.items():
+            column = getattr(self, name)
+            grown = np.full((size, *column.shape[1:]), blank, dtype=column.dtype)
+            grown[: len(column)] = column
+            setattr(self, name, grown)
+
+    def clear(self, rows: Rows) -> None:
+        """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
+        for name, blank in self._blank.items():
+            getattr(self, name)[rows] = blank
+
+    def is_blank(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether nothing is known about the rows' customers."""
+        return (self.signed_up_at[rows] == FOREVER) & (self.orders[rows] == 0) & (self.refunds[rows] == 0)
+
+    def free(self, rows: Rows) -> None:
+        """Give blank rows back, to be used for other customers."""
+        for row in rows.tolist():
+            del self.index[self.customer[row]]
+            self.customer[row] = ""
+            self._free.append(row)
+
+    def net(self, rows: Rows) -> NDArray[np.int64]:
+        """Monetary: purchases less refunds, in minor units."""
+        return self.gross[rows] - self.refunded[rows]
+
+    def set_deadline(self, rows: Rows, dimension: int, deadline: NDArray[np.int64]) -> None:
+        """When time alone moves each row's label next; FOREVER if never."""
+        self.deadline[rows, dimension] = deadline
+        if len(deadline):
+            self.earliest_deadline = min(self.earliest_deadline, int(deadline.min()))
+
+    def due(self, instant: int) -> Rows:
+        """Rows with a deadline before ``instant``."""
+        if self.earliest_deadline >= instant:
+            return np.empty(0, dtype=np.int64)
+        used = len(self.customer)
+        soonest = self.deadline[:used].min(axis=1) if len(self.dimensions) > 1 else self.deadline[:used, 0]
+        rows = np.flatnonzero(soonest < instant)
+        if not len(rows):
+            self.earliest_deadline = int(soonest.min(initial=FOREVER))
+        return rows

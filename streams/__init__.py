@@ -1,0 +1,1 @@
+"""The shell around the pure core: Faust and Kafka, Redis, HTTP, the command line."""
