@@ -112,9 +112,7 @@ class EventBatch:
             elif isinstance(parts[0], list):
                 columns[field.name] = [value for part in parts for value in part]
             else:
-                columns[field.name] = {
-                    name: [value for part in parts for value in part[name]] for name in parts[0]
-                }
+                columns[field.name] = {name: [value for part in parts for value in part[name]] for name in parts[0]}
         return EventBatch(**columns)
 
 
@@ -228,9 +226,7 @@ def read(role: Role, records: Sequence[Record], reader: Reader) -> tuple[EventBa
     return batch.take(good), refusals
 
 
-def _read_one_by_one(
-    role: Role, records: list[Record], reader: Reader
-) -> tuple[EventBatch, list[Refusal]]:
+def _read_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
     batches = [_columns(role, [], [], reader.policy)]
     refusals = []
     for record in records:
@@ -241,16 +237,16 @@ def _read_one_by_one(
     return EventBatch.concat(batches), refusals
 
 
-def merge(batches: Sequence[EventBatch]) -> EventBatch:
-    """Batches of several topics as one, in the order (occurred_at, topic rank, offset).
+def merge_order(batches: Sequence[EventBatch], instants: Sequence[Instants]) -> NDArray[np.int64]:
+    """Positions in ``concat(batches)``, a batch a topic, in the order (instant, topic rank, offset).
 
-    The heads of the topics are compared, so that each topic keeps its offset order: an event that is earlier than
+    The heads of the topics are compared, so that each topic keeps its offset order: a record that is earlier than
     the one before it on its topic follows that one directly.
     """
-    batch = EventBatch.concat(batches)
-    heads = np.concatenate([np.maximum.accumulate(each.occurred_at) for each in batches])
-    order = np.lexsort((batch.offset, batch.rank, heads))
-    return batch.take(order)
+    heads = np.concatenate([np.maximum.accumulate(each) for each in instants])
+    rank = np.concatenate([batch.rank for batch in batches])
+    offset = np.concatenate([batch.offset for batch in batches])
+    return np.lexsort((offset, rank, heads))
 
 
 def rounds(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -1,10 +1,10 @@
 """The domain's errors.
 
-    SegmenterError
-    ├── PolicyError      the policy text cannot be used; names every wrong key and what it may be
-    ├── InstantError     a text is not an RFC 3339 instant with an offset
-    ├── StateError       stored state cannot be read by this version or under this policy
-    └── Refused          one record cannot be used: becomes a dead letter, never stops a shard
+SegmenterError
+├── PolicyError      the policy text cannot be used; names every wrong key and what it may be
+├── InstantError     a text is not an RFC 3339 instant with an offset
+├── StateError       stored state cannot be read by this version or under this policy
+└── Refused          one record cannot be used: becomes a dead letter, never stops a shard
 """
 
 from __future__ import annotations

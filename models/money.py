@@ -53,7 +53,8 @@ class Converter:
             values = np.array(list(map(float, amounts)))
             scaled = np.rint(values * self._scale)
             if (scaled / self._scale == values).all() and (scaled <= LARGEST_AMOUNT).all():
-                return scaled.astype(np.int64)
+                minor: NDArray[np.int64] = scaled.astype(np.int64)
+                return minor
         return np.array([self.one(a, c) for a, c in zip(amounts, currencies, strict=True)], dtype=np.int64)
 
     def one(self, amount: str, currency: str) -> int:
@@ -68,9 +69,7 @@ class Converter:
         value = Decimal(amount)
         decimals = exponent(currency)
         if value != value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_EVEN):
-            raise Refused(
-                "too_many_decimals", f"amount {amount} has more decimals than {currency} has ({decimals})"
-            )
+            raise Refused("too_many_decimals", f"amount {amount} has more decimals than {currency} has ({decimals})")
         minor = int((value * rate * self._scale).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
         if minor > LARGEST_AMOUNT:
             raise Refused("amount_too_large", f"amount {amount} {currency} is beyond what one event may be worth")

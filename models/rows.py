@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from models.dimensions.base import Dimension
 from models.errors import StateError
-
 from models.policy import Policy
 from models.table import NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Rows
 
@@ -202,5 +201,3 @@ def relabel_deadlines(table: CustomerTable, dimensions: Sequence[Dimension], ins
     rows = table.rows
     for d, dimension in enumerate(dimensions):
         table.set_deadline(rows, d, dimension.deadline(table, rows, np.full(len(rows), instant, dtype=np.int64)))
-
-

@@ -8,7 +8,7 @@ The deadlines of rows that no record touched are applied last; they are dated by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,21 +46,20 @@ class Changes(NamedTuple):
     last_purchase_at: Instants
     segments: NDArray[np.int16]
 
-    def __len__(self) -> int:  # type: ignore[override]
-        return len(self.row)
-
 
 @dataclass(slots=True)
 class Outcome:
     """What one batch or instant did to a table.
 
-    ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms. ``dirty`` are the
-    rows to store, ``erased`` the customers to remove, ``time`` the shard's time after it.
+    ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms. ``touched`` are
+    all rows that may differ, ``dirty`` those of them to store, ``erased`` the customers to remove, ``time`` is the
+    shard's time after it.
     """
 
     time: int
     changes: Changes
     published: list[SegmentChanged]
+    touched: Rows
     dirty: Rows
     erased: list[str]
     overflowed: list[Refusal] = field(default_factory=list)
@@ -81,9 +80,7 @@ class Segmenter:
         self.policy = policy
         self.dimensions = dimensions_of(policy)
 
-    def apply(
-        self, table: CustomerTable, batch: EventBatch, times: Instants, backfill: NDArray[np.bool_]
-    ) -> Outcome:
+    def apply(self, table: CustomerTable, batch: EventBatch, times: Instants, backfill: NDArray[np.bool_]) -> Outcome:
         """Fold a batch into the table.
 
         ``times`` is the shard's time at each record, never decreasing; ``backfill`` whether it is history.
@@ -95,14 +92,14 @@ class Segmenter:
         for part in rounds(rows):
             refused += self._round(table, batch, events[part], rows[part], work)
         if len(times):
-            self._pass_deadlines(table, table.due(int(times[-1])), int(times[-1]), work)
+            self._pass_due(table, int(times[-1]), None, work)
         overflowed = [_overflow(batch, position) for position in sorted(refused)]
         return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
 
     def advance(self, table: CustomerTable, instant: int, backfill: bool, most: int | None = None) -> Outcome:
         """Let the shard's time reach ``instant``: apply every deadline before it, of at most ``most`` rows."""
         work = _Work(np.array([instant], dtype=np.int64), [], [])
-        self._pass_deadlines(table, table.due(instant)[:most], instant, work)
+        self._pass_due(table, instant, most, work)
         nothing = np.empty(0, dtype=np.int64)
         return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
 
@@ -135,11 +132,15 @@ class Segmenter:
             table.set_deadline(rows, d, dimension.deadline(table, rows, times))
         return refused
 
-    def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants | int, work: _Work) -> None:
+    def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
+        """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
+        rows = table.due(instant)[:most]
+        self._pass_deadlines(table, rows, np.full(len(rows), instant, dtype=np.int64), work)
+
+    def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: _Work) -> None:
         """Apply the deadlines of ``rows`` that lie before their instant ``before``, in time order, until none does."""
-        if table.earliest_deadline >= (before if isinstance(before, int) else int(before.max(initial=NEVER))):
+        if table.earliest_deadline >= before.max(initial=NEVER):
             return
-        before = np.broadcast_to(np.asarray(before, dtype=np.int64), rows.shape)
         while len(rows):
             nearest = table.deadline[rows].argmin(axis=1)
             deadline = table.deadline[rows, nearest]
@@ -232,7 +233,7 @@ class Segmenter:
         gone = touched[blank]
         erased = [table.customer[row] for row in gone.tolist()]
         table.free(gone)
-        return Outcome(time, changes, published, touched[~blank], erased, overflowed)
+        return Outcome(time, changes, published, touched, touched[~blank], erased, overflowed)
 
     def _wire(
         self,
@@ -315,9 +316,11 @@ def _in_order(found: list[Changes], table: CustomerTable, dimensions: int) -> Ch
             none, none, none.astype(np.int16), none.astype(np.int16), none.astype(np.int8), none, none, none, none,
             none, none, none, np.empty((0, dimensions), dtype=np.int16),
         )  # fmt: skip
-    every = Changes(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
+    columns: list[Any] = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    every = Changes(*columns)
     by_event = every.event != NO_EVENT
     deadline = np.where(by_event, FOREVER, every.effective_at)
     _, customer = np.unique(np.array([table.customer[row] for row in every.row.tolist()]), return_inverse=True)
     order = np.lexsort((every.dimension, customer, deadline, by_event, every.decided))
-    return Changes(*(column[order] for column in every))
+    ordered: list[Any] = [column[order] for column in every]
+    return Changes(*ordered)

@@ -289,9 +289,7 @@ class LoopbackServer(ABC):
                 code = process.exit_code(within=0)
                 raise ServerStartError(f"{self.title} ended at its start ({code=}):\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise ServerStartError(
-                    f"{self.title} did not answer within {START_SECONDS:.0f} s:\n{self.log_tail()}"
-                )
+                raise ServerStartError(f"{self.title} did not answer within {START_SECONDS:.0f} s:\n{self.log_tail()}")
             time.sleep(0.05)
 
 

@@ -37,7 +37,7 @@ HEAP = "-Xmx512m"
 _MARKER = "COMPLETE"
 _PARTIAL = ".partial-"
 
-# Kafka names kafka-tools-api as a dependency, yet has never published it; a broker does not need it.
+# Kafka names kafka-tools-api as a dependency but is published without it; a broker does not need it.
 _POM = f"""\
 <project>
   <modelVersion>4.0.0</modelVersion>
@@ -149,7 +149,7 @@ def _only_fetcher(cache: Path, deadline: float) -> Iterator[None]:
 
 def _fetch_into(cache: Path, name: str, deadline: float) -> None:
     for leftover in cache.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # its Maven may be dying this very moment
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=cache))
     try:
         _download(partial, cache / "fetch.log", deadline)
@@ -182,6 +182,7 @@ def _download(folder: Path, log: Path, deadline: float) -> None:
         f"org.apache.maven.plugins:maven-dependency-plugin:{COPY_PLUGIN_VERSION}:copy-dependencies",
         "-DincludeScope=runtime",
         f"-DoutputDirectory={folder}",
+        "-Dstyle.color=never",
     )
     with OwnedProcess(command, log) as process:
         code = process.exit_code(within=max(0.0, deadline - time.monotonic()))
@@ -235,8 +236,8 @@ class RealKafka(LoopbackServer):
     """One broker that is its own KRaft controller, on loopback ports, with a random cluster id.
 
     Topics are not created on use, and all internal ones have one replica and few partitions. Records a
-    client saw acknowledged survive ``kill``. ``properties`` holds more server properties; they win over
-    the ones set here.
+    client saw acknowledged survive ``kill``; a ``restart`` after it takes some 3 s more than another start.
+    ``properties`` holds more server properties; they win over the ones set here.
 
     The first ``start`` raises ``KafkaUnavailable`` if the machine has no broker and cannot fetch one.
     """
@@ -282,6 +283,9 @@ class RealKafka(LoopbackServer):
             "inter.broker.listener.name": "CLIENTS",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.home / "data"),
+            # The controller refuses a killed broker's successor until the session of the former is over.
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
             "auto.create.topics.enable": "false",
             "group.initial.rebalance.delay.ms": "0",
             "offsets.topic.replication.factor": "1",

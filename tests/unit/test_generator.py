@@ -158,9 +158,7 @@ def test_amounts_are_positive_decimals_with_two_digits() -> None:
     """Amounts are plain decimal text of at least 0.01, also when the drawn spend is far below a cent."""
     tiny = list(generate(Population(customers=100, refund_share=1.0, gamma=1e-6)))
     amounts = [event["amount"] for event in [*EVENTS, *tiny] if event["kind"] != "signup"]
-    assert all(
-        re.fullmatch(r"\d+\.\d\d", amount) and Decimal(amount) >= Decimal("0.01") for amount in amounts
-    )
+    assert all(re.fullmatch(r"\d+\.\d\d", amount) and Decimal(amount) >= Decimal("0.01") for amount in amounts)
     assert {event["amount"] for event in tiny if event["kind"] != "signup"} == {"0.01"}
 
 

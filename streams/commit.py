@@ -1,0 +1,99 @@
+"""What one batch writes, and what a shard is when it is loaded: position, results and state in one typed object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import orjson
+
+from models.changes import DeadLetter, SegmentChanged
+from models.errors import StateError
+from models.events import Role
+from models.rows import Layout
+
+_ENTRY_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """Everything one commit has to publish. ``id`` is ``<number>-<owner's token>``; numbers give the order."""
+
+    id: str
+    changes: Sequence[SegmentChanged]
+    dead_letters: Sequence[DeadLetter]
+
+    @property
+    def number(self) -> int:
+        """Its place among the shard's entries."""
+        return int(self.id.partition("-")[0])
+
+    def encode(self) -> bytes:
+        """The entry as stored: JSON."""
+        return orjson.dumps(
+            {"format": _ENTRY_FORMAT, "changes": self.changes, "dead_letters": self.dead_letters},
+        )
+
+    @classmethod
+    def decode(cls, entry_id: str, stored: bytes) -> OutboxEntry:
+        """Read a stored entry. Raises StateError if a newer version wrote it or it is damaged."""
+        try:
+            entry = orjson.loads(stored)
+            if entry["format"] != _ENTRY_FORMAT:
+                raise StateError(f"outbox entry {entry_id} was stored in format {entry['format']}; run a newer version")
+            return cls(entry_id, entry["changes"], entry["dead_letters"])
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise StateError(f"outbox entry {entry_id} is damaged; restore the store from a backup") from None
+
+
+class Count(NamedTuple):
+    """Size of a segment: customers, and their revenue in minor units of the base currency."""
+
+    customers: int
+    revenue: int
+
+
+class Range(NamedTuple):
+    """Offsets [start, end) of one topic: start is where the range before it ended."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardCommit:
+    """Everything one batch changes in one shard, written as a whole or not at all.
+
+    ``token`` and the ranges' starts are the guard; ``segments`` maps ``dimension:label`` to its size, ``values`` maps
+    ``attribute:code`` to the text of a code that is new.
+    """
+
+    shard: int
+    token: str
+    ranges: Mapping[Role, Range]
+    time: int
+    policy_version: int
+    layout: Layout
+    rows: Sequence[tuple[str, bytes]]
+    erased: Sequence[str]
+    segments: Mapping[str, Count]
+    values: Mapping[str, str]
+    entry: OutboxEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHeader:
+    """What a shard's store holds beside its customers.
+
+    ``offsets`` is the next offset to read of each topic, ``backfill_until`` the offset below which records are
+    history since the shard's first start, ``time`` the shard's time or None before the first commit.
+    """
+
+    offsets: Mapping[Role, int] = field(default_factory=dict)
+    backfill_until: Mapping[Role, int] = field(default_factory=dict)
+    time: int | None = None
+    layouts: Mapping[int, Layout] = field(default_factory=dict)
+    values: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    entries: Sequence[OutboxEntry] = ()
+    owner: str | None = None

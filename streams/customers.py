@@ -1,0 +1,60 @@
+"""Stored customers in the form that people and other programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from models.instants import FOREVER, NEVER, format_instant
+from models.money import Converter
+from models.rows import Unpacked, unpack
+from streams.commit import ShardHeader
+from streams.ports import StateStore
+
+
+def _instant(value: int) -> str | None:
+    return None if value in (NEVER, FOREVER) else format_instant(value)
+
+
+def described(unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+    """Unpacked rows, one dictionary a customer; amounts are decimal texts, instants RFC 3339, absent is None."""
+    layout = unpacked.layout
+    money = Converter(layout.currency, {})
+    for customer, row in zip(unpacked.customers, unpacked.head.tolist(), strict=True):
+        (_, _, signed_up, first, last, orders, refunds, gross, refunded, label, _, value, _, _) = row
+        yield {
+            "customer_id": customer,
+            "signed_up_at": _instant(signed_up),
+            "first_purchase_at": _instant(first),
+            "last_purchase_at": _instant(last),
+            "orders": orders,
+            "refunds": refunds,
+            "gross": money.text(gross),
+            "refunded": money.text(refunded),
+            "net": money.text(gross - refunded),
+            "currency": layout.currency,
+            "attributes": {
+                name: values[name][code] for name, code in zip(layout.attributes, value, strict=True) if code >= 0
+            },
+            "segments": {
+                name: labels[code] if code >= 0 else None
+                for (name, labels), code in zip(layout.labels.items(), label, strict=True)
+            },
+        }
+
+
+def customers_of(store: StateStore, shard: int, header: ShardHeader) -> Iterator[dict[str, Any]]:
+    """Every customer of a shard, in no particular order. Raises StateError, StoreUnavailable."""
+    for rows in store.rows(shard):
+        for group in unpack(rows, header.layouts):
+            yield from described(group, header.values)
+
+
+def customer_of(store: StateStore, shard: int, customer: str) -> dict[str, Any] | None:
+    """One customer, or None if nothing is known. Raises StateError, StoreUnavailable."""
+    row = store.row(shard, customer)
+    if row is None:
+        return None
+    header = store.header(shard)
+    (group,) = unpack([(customer, row)], header.layouts)
+    return next(described(group, header.values))

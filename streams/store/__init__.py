@@ -1,0 +1,1 @@
+"""Where shards are kept: Redis for workers, memory for replays and tests; one contract suite for both."""

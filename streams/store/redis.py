@@ -1,0 +1,220 @@
+"""RedisStore: a StateStore on Redis 6.2 or newer. One script call commits a batch, guarded and atomic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from models.events import Role
+from streams.commit import Count, ShardCommit, ShardHeader
+from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.store import codec
+from streams.store.keys import fleet_key, shard_keys
+
+#: Everything is checked before the first write: scripts are isolated, but not rolled back.
+#: ARGV: the token, then lists, each preceded by its length: ranges (role, start, end); fields and values of the five
+#: hashes in the order of KEYS (the shard, customers, outbox, segments, values); erased customers.
+_COMMIT: Final = """
+local at = 1
+local function next_list(width)
+  local first = at + 1
+  at = at + tonumber(ARGV[at]) * width + 1
+  return first, at - 1
+end
+local function write(key, first, last)
+  for i = first, last, 4000 do
+    redis.call('HSET', key, unpack(ARGV, i, math.min(i + 3999, last)))
+  end
+end
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'stale' end
+at = 2
+local first, last = next_list(3)
+for i = first, last, 3 do
+  local stored = redis.call('HGET', KEYS[1], 'offset:' .. ARGV[i])
+  if stored ~= ARGV[i + 1] then return 'lost ' .. ARGV[i] .. ' ' .. (stored or 'nothing') end
+end
+for i = first, last, 3 do redis.call('HSET', KEYS[1], 'offset:' .. ARGV[i], ARGV[i + 2]) end
+for k = 1, 5 do
+  first, last = next_list(2)
+  local key = KEYS[k]
+  write(key, first, last)
+end
+first, last = next_list(1)
+for i = first, last, 4000 do
+  redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 3999, last)))
+end
+return 'ok'
+"""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _translated(
+    method: Callable[Concatenate[RedisStore, P], R],
+) -> Callable[Concatenate[RedisStore, P], R]:
+    """Redis's errors as this project's."""
+
+    @wraps(method)
+    def call(self: RedisStore, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except redis.AuthenticationError:
+            raise ServiceUnavailable(
+                f"Redis at {self.address} refused the user or password; check SEGMENTER_REDIS"
+            ) from None
+        except redis.RedisError as error:
+            raise StoreUnavailable(f"Redis at {self.address}: {error}") from None
+
+    return cast("Callable[Concatenate[RedisStore, P], R]", call)
+
+
+def _pairs(fields: Mapping[str, Any]) -> list[Any]:
+    return [len(fields), *(part for pair in fields.items() for part in pair)]
+
+
+class RedisStore:
+    """See StateStore. ``url`` is redis://[user:password@]host:port/db, rediss:// or unix://."""
+
+    def __init__(self, url: str, namespace: str, timeout: float = 5.0) -> None:
+        self._redis = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            # A retried commit that had got through is refused as lost, which loads the shard again.
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        )
+        options = self._redis.connection_pool.connection_kwargs
+        self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._namespace = namespace
+        self._script = self._redis.register_script(_COMMIT)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._redis.close()
+
+    @_translated
+    def ping(self) -> None:
+        """Raise if Redis cannot be used."""
+        self._redis.ping()
+
+    @_translated
+    def register(self, partitions: int, group: str) -> None:
+        """See StateStore."""
+        key = fleet_key(self._namespace)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hsetnx(key, "partitions", str(partitions))
+            pipe.hsetnx(key, "group", group)
+            pipe.hmget(key, ["partitions", "group"])
+            stored, owner = (part.decode() for part in pipe.execute()[-1])
+        if int(stored) != partitions:
+            raise FleetMismatch(
+                f"Redis namespace {self._namespace!r} holds shards of {stored} partitions, the input topics have "
+                f"{partitions}; use another SEGMENTER_NAMESPACE to rebuild, or recreate the topics with {stored}"
+            )
+        if owner != group:
+            raise FleetMismatch(
+                f"Redis namespace {self._namespace!r} belongs to consumer group {owner!r}, not {group!r}; "
+                "give each fleet its own SEGMENTER_NAMESPACE"
+            )
+
+    @_translated
+    def partitions(self) -> int | None:
+        """See StateStore."""
+        stored = self._redis.hget(fleet_key(self._namespace), "partitions")
+        return None if stored is None else int(cast(bytes, stored))
+
+    @_translated
+    def header(self, shard: int) -> ShardHeader:
+        """See StateStore."""
+        keys = shard_keys(self._namespace, shard)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.shard)
+            pipe.hgetall(keys.values)
+            pipe.hgetall(keys.outbox)
+            return codec.decode_header(*pipe.execute())
+
+    @_translated
+    def acquire(
+        self, shard: int, token: str, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]
+    ) -> ShardHeader:
+        """See StateStore."""
+        keys = shard_keys(self._namespace, shard)
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.shard, "owner", token)
+            for role, offset in offsets.items():
+                pipe.hsetnx(keys.shard, f"offset:{role}", str(offset))
+            for role, offset in backfill_until.items():
+                pipe.hsetnx(keys.shard, f"backfill:{role}", str(offset))
+            pipe.hgetall(keys.shard)
+            pipe.hgetall(keys.values)
+            pipe.hgetall(keys.outbox)
+            return codec.decode_header(*pipe.execute()[-3:])
+
+    def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
+        """See StateStore."""
+        cursor = 0
+        while True:
+            cursor, part = self._scan(shard, cursor)
+            yield [(customer.decode(), row) for customer, row in part.items()]
+            if not cursor:
+                return
+
+    @_translated
+    def _scan(self, shard: int, cursor: int) -> tuple[int, dict[bytes, bytes]]:
+        customers = shard_keys(self._namespace, shard).customers
+        return cast(tuple[int, dict[bytes, bytes]], self._redis.hscan(customers, cursor, count=10_000))
+
+    @_translated
+    def row(self, shard: int, customer: str) -> bytes | None:
+        """See StateStore."""
+        return cast(bytes | None, self._redis.hget(shard_keys(self._namespace, shard).customers, customer))
+
+    @_translated
+    def segments(self, shard: int) -> Mapping[str, Count]:
+        """See StateStore."""
+        stored = cast(dict[bytes, bytes], self._redis.hgetall(shard_keys(self._namespace, shard).segments))
+        return {name.decode(): codec.decode_count(count) for name, count in stored.items()}
+
+    @_translated
+    def commit(self, commit: ShardCommit) -> None:
+        """See StateStore."""
+        ranges = [part for role, (start, end) in commit.ranges.items() for part in (role, start, end)]
+        fields = {
+            "time": commit.time,
+            "policy_version": commit.policy_version,
+            f"layout:{commit.layout.id}": commit.layout.json,
+        }
+        entries = {} if commit.entry is None else {commit.entry.id: commit.entry.encode()}
+        rows = [part for pair in commit.rows for part in pair]
+        args = [
+            commit.token,
+            *(len(commit.ranges), *ranges),
+            *_pairs(fields),
+            *(len(commit.rows), *rows),
+            *_pairs(entries),
+            *_pairs({name: codec.encode_count(count) for name, count in commit.segments.items()}),
+            *_pairs(commit.values),
+            *(len(commit.erased), *commit.erased),
+        ]
+        answer = cast(bytes, self._script(keys=shard_keys(self._namespace, commit.shard), args=args)).decode()
+        if answer == "stale":
+            raise StaleOwner(f"shard {commit.shard} has another owner; this worker's commit was refused")
+        if answer.startswith("lost"):
+            _, role, stored = answer.split(" ")
+            raise LostBatch(
+                f"shard {commit.shard}: the batch of {role} starts at {commit.ranges[cast(Role, role)].start}, "
+                f"the store is at {stored}; nothing was written"
+            )
+
+    @_translated
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
+        """See StateStore."""
+        if entry_ids:
+            self._redis.hdel(shard_keys(self._namespace, shard).outbox, *entry_ids)
