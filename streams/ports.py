@@ -55,8 +55,11 @@ class StateStore(Protocol):
 
 
 class Publisher(Protocol):
-    """Sends what a commit has to publish."""
+    """Sends what commits have to publish."""
 
-    async def publish(self, entry: OutboxEntry) -> None:
-        """Return once the broker has acknowledged every message of the entry. Raises PublishRefused."""
+    async def publish(self, entries: Sequence[OutboxEntry]) -> None:
+        """Send every message of the entries, in order; return once the broker has acknowledged all of them.
+
+        Raises PublishRefused for a message that the broker will never take.
+        """
         ...

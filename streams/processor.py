@@ -152,7 +152,7 @@ class BatchProcessor:
             layout=self._layout,
             rows=list(zip(customers, pack(table, self._layout, outcome.dirty), strict=True)),
             erased=outcome.erased,
-            segments=self._segments(),
+            segments=self.segments(),
             values={
                 f"{name}:{code}": values.texts[code]
                 for name, values in table.values.items()
@@ -162,7 +162,8 @@ class BatchProcessor:
         )
         return Step(commit, outcome)
 
-    def _segments(self) -> dict[str, Count]:
+    def segments(self) -> dict[str, Count]:
+        """Size of each segment on this shard, by ``dimension:label``."""
         return {
             f"{dimension.name}:{label}": Count(int(customers), int(revenue))
             for d, dimension in enumerate(self._segmenter.dimensions)

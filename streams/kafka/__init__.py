@@ -1,0 +1,1 @@
+"""Faust and Kafka: topics, the batching transport, the agents and the application."""

@@ -1,0 +1,80 @@
+"""Every Prometheus metric, declared once. Times are in seconds."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+EVENTS = Counter(
+    "segmenter_events_total",
+    "Records of the input topics, by what became of them: used or refused.",
+    ["topic", "outcome"],
+)
+CHANGES = Counter(
+    "segmenter_changes_total",
+    "Segment changes committed.",
+    ["dimension", "from_segment", "to_segment", "cause"],
+)
+CUSTOMERS = Gauge(
+    "segmenter_segment_customers",
+    "Customers in each segment on this worker's shards; sum over workers.",
+    ["dimension", "segment", "shard"],
+)
+BATCH_SIZE = Histogram(
+    "segmenter_batch_records",
+    "Records folded into one commit.",
+    buckets=(1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000),
+)
+BATCH_SECONDS = Histogram(
+    "segmenter_batch_seconds",
+    "From taking a batch to its commit.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+COMMIT_SECONDS = Histogram(
+    "segmenter_commit_seconds",
+    "One atomic commit to Redis.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+PUBLISH_LATENCY = Histogram(
+    "segmenter_event_to_published_seconds",
+    "From the Kafka timestamp of the oldest record of a batch until the broker had acknowledged all its changes.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+LAPSE_LAG = Gauge(
+    "segmenter_lapse_lag_seconds",
+    "How late the oldest deadline is that is due and not yet applied; 0 if none is.",
+    ["shard"],
+)
+OUTBOX_PENDING = Gauge(
+    "segmenter_outbox_pending",
+    "Commits whose changes the broker has not acknowledged yet.",
+    ["shard"],
+)
+DEAD_LETTERS = Counter("segmenter_dead_letters_total", "Records refused, by code.", ["code"])
+CONSUMER_LAG = Gauge(
+    "segmenter_consumer_lag_records",
+    "Records of the input topics behind the end of the log, not yet committed.",
+    ["topic", "partition"],
+)
+REWINDS = Counter(
+    "segmenter_rewinds_total",
+    "Assignments at which the store was behind Kafka's commit, so that records were read again.",
+)
+REFUSED_COMMITS = Counter(
+    "segmenter_refused_commits_total",
+    "Commits the store refused, by reason: stale owner or lost batch.",
+    ["reason"],
+)
+RELOADS = Counter("segmenter_shard_reloads_total", "Shards dropped and loaded again after a failure.")
+SHARDS = Gauge("segmenter_shards", "Shards this worker owns.")
+POLICY_VERSION = Gauge("segmenter_policy_version", "Version of the policy in force.")
+LAST_PROGRESS = Gauge(
+    "segmenter_last_progress_timestamp_seconds",
+    "When this worker last made progress or had nothing to do, as a Unix time.",
+)
+
+
+def forget_shard(shard: str) -> None:
+    """Drop the gauges of a shard that this worker no longer owns, so that sums over workers stay true."""
+    for gauge in (CUSTOMERS, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
+        label = "partition" if gauge is CONSUMER_LAG else "shard"
+        gauge.remove_by_labels({label: shard})

@@ -1,0 +1,102 @@
+"""Outbox: publishes committed entries in their order, removes them once acknowledged, and says how far that is.
+
+Entries left over from an earlier owner come first. Removing an entry may fail: it is then published again at the
+next start, and consumers drop the repeated ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from models.events import Role
+from models.instants import SECOND
+from streams import metrics
+from streams.commit import OutboxEntry, ShardCommit, ShardHeader
+from streams.errors import StoreUnavailable
+from streams.ports import Publisher, StateStore
+
+log = logging.getLogger(__name__)
+
+#: Commits that may wait for the broker before the shard itself waits.
+_MOST_WAITING: Final = 32
+#: Entries sent before the first of them must be acknowledged.
+_AT_ONCE: Final = 8
+
+
+class _Item(NamedTuple):
+    entry: OutboxEntry | None
+    offsets: Mapping[Role, int]
+    oldest: int | None
+
+
+class Outbox:
+    """One shard's committed and not yet published entries."""
+
+    def __init__(self, shard: int, store: StateStore, publisher: Publisher) -> None:
+        self._shard = shard
+        self._store = store
+        self._publisher = publisher
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
+        self._task: asyncio.Task[None] | None = None
+        #: For each topic, the offset below which every change has been acknowledged by the broker.
+        self.published: dict[Role, int] = {}
+
+    def start(self, header: ShardHeader) -> None:
+        """Begin with what the store still holds."""
+        self._queue = asyncio.Queue(max(_MOST_WAITING, len(header.entries) + 1))
+        self.published = {}
+        for entry in header.entries:
+            self._queue.put_nowait(_Item(entry, {}, None))
+        self._queue.put_nowait(_Item(None, header.offsets, None))
+        self._task = asyncio.create_task(self._run(), name=f"outbox-{self._shard}")
+
+    async def stop(self, within: float) -> None:
+        """Publish what waits for at most ``within`` seconds, then stop."""
+        if self._task is None:
+            return
+        if within > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._queue.join(), within)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+
+    async def put(self, commit: ShardCommit, oldest: int | None) -> None:
+        """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record."""
+        offsets = {role: covered.end for role, covered in commit.ranges.items()}
+        await self._queue.put(_Item(commit.entry, offsets, oldest))
+        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._queue.qsize())
+
+    def failed(self) -> BaseException | None:
+        """What ended publishing for good, if anything did."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        return self._task.exception()
+
+    async def _run(self) -> None:
+        while True:
+            items = [await self._queue.get()]
+            while len(items) < _AT_ONCE and not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            entries = [item.entry for item in items if item.entry is not None]
+            if entries:
+                await self._publisher.publish(entries)
+                await self._acknowledge([entry.id for entry in entries])
+            now = time.time()
+            for item in items:
+                self.published.update(item.offsets)
+                if item.oldest is not None and item.entry is not None:
+                    metrics.PUBLISH_LATENCY.observe(max(0.0, now - item.oldest / SECOND))
+                self._queue.task_done()
+            metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._queue.qsize())
+
+    async def _acknowledge(self, entry_ids: list[str]) -> None:
+        try:
+            await asyncio.to_thread(self._store.acknowledge, self._shard, entry_ids)
+        except StoreUnavailable as error:
+            log.warning("published changes stay in the outbox and will be sent again: %s", error)

@@ -1,0 +1,270 @@
+"""ShardRunner: one shard between its assignment and its revocation: inbox, fold, commit, publish, in this order.
+
+Only this task folds and commits. What fails or is refused is answered in one way, whatever it was: the table is
+dropped, the shard is taken and loaded again, and its topics are read from the stored offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from models.batch import Record
+from models.events import ROLES, Role
+from models.instants import FOREVER, SECOND
+from streams import metrics
+from streams.commit import Range, ShardHeader
+from streams.errors import LostBatch, Recoverable, StaleOwner
+from streams.inbox import Batch, Inbox
+from streams.outbox import Outbox
+from streams.processor import BatchProcessor, Clock, Step
+from streams.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: When the log of a topic was last seen to be read to its end (Unix seconds), None while it is not. The offset is
+#: the end of what has been delivered.
+Drained = Callable[[Role, int], float | None]
+#: Take the shard again: load it, and position its topics. Called after a failure.
+Reload = Callable[["ShardRunner"], Awaitable[None]]
+
+_FIRST_RETRY: Final = 0.2
+_LAST_RETRY: Final = 5.0
+#: A worker that lost its shard waits a little longer, for the assignment that explains it.
+_STALE_RETRY: Final = 1.0
+#: How often a batch that waits for a lagging topic is looked at again, in seconds.
+_BLOCKED_POLL: Final = 0.02
+
+
+class ShardRunner:
+    """See the module. ``fetched`` is called by agents, everything else by the shard's own task."""
+
+    def __init__(
+        self, processor: BatchProcessor, outbox: Outbox, drained: Drained, reload: Reload, settings: Settings
+    ) -> None:
+        self.processor: Final = processor
+        self.outbox: Final = outbox
+        self._drained = drained
+        self._reload = reload
+        self._settings = settings
+        self._inbox = Inbox(processor.clock)
+        self._next: dict[Role, int] = {}
+        self._work = asyncio.Event()
+        self._failure: Recoverable | None = None
+        self._blocked_since: float | None = None
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self.last_progress = time.monotonic()
+
+    def start(self, header: ShardHeader) -> None:
+        """Begin, with a table that has just been loaded."""
+        self._resume(header)
+        name = f"shard-{self.processor.shard.number}"
+        self._task = asyncio.create_task(self._run(), name=name)
+
+    def _resume(self, header: ShardHeader) -> None:
+        self._inbox.clear()
+        self._next = dict(header.offsets)
+        self._failure = None
+        self._blocked_since = None
+        self.outbox.start(header)
+        self._report_sizes()
+
+    async def stop(self, within: float) -> None:
+        """Finish the commit under way and publish what is committed, for at most ``within`` seconds."""
+        self._stopping = True
+        self._work.set()
+        deadline = time.monotonic() + within
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=within)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self.outbox.stop(max(0.0, deadline - time.monotonic()))
+
+    @property
+    def next_offsets(self) -> Mapping[Role, int]:
+        """Where the next fetch of each topic must begin."""
+        return self._next
+
+    def waiting(self, role: Role) -> int:
+        """Records of a topic that have been fetched and not folded."""
+        return self._inbox.size(role)
+
+    def failed(self) -> BaseException | None:
+        """What ended the shard's task for good, if anything did."""
+        if self._task is None or not self._task.done() or self._task.cancelled():
+            return None
+        return self._task.exception()
+
+    def fetched(self, role: Role, covered: Range, records: Sequence[Record]) -> None:
+        """Add one fetch. What overlaps is trimmed; what leaves a gap makes the shard load again."""
+        expected = self._next[role]
+        if covered.end <= expected or self._failure is not None:
+            return
+        if covered.start > expected:
+            self._fail(LostBatch(f"{role} was expected at offset {expected} and came at {covered.start}"))
+            return
+        if covered.start < expected:
+            records = [record for record in records if record.offset >= expected]
+        latest = FOREVER if self.processor.clock is Clock.EVENT else self._wall_clock() + self._skew
+        events, refusals = self.processor.read(role, records, latest)
+        self._inbox.put(role, Range(expected, covered.end), events, refusals)
+        self._next[role] = covered.end
+        self._work.set()
+
+    def _fail(self, error: Recoverable) -> None:
+        self._failure = error
+        self._work.set()
+
+    @property
+    def _skew(self) -> int:
+        return self.processor.table.policy.events.allowed_skew
+
+    @staticmethod
+    def _wall_clock() -> int:
+        return int(time.time() * SECOND)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            try:
+                if self._failure is not None:
+                    raise self._failure
+                if not await self._advance():
+                    await self._rest()
+            except Recoverable as error:
+                await self._recover(error)
+
+    async def _rest(self) -> None:
+        """Wait for records, or for the next look at the deadlines."""
+        pause = _BLOCKED_POLL if self._blocked_since is not None else self._settings.tick_every
+        try:
+            await asyncio.wait_for(self._work.wait(), pause)
+        except TimeoutError:
+            return
+
+    async def _advance(self) -> bool:
+        """Fold what can be folded, else let time pass. Returns whether there may be more to do at once."""
+        self._work.clear()
+        batch = self._inbox.take(self._settings.batch_size, self._undrained())
+        if batch is None and self._inbox.roles:
+            batch = self._after_waiting()
+        if batch is not None:
+            self._blocked_since = None
+            await self._fold(batch)
+            return True
+        return False if self._inbox.roles else await self._pass_time()
+
+    def _undrained(self) -> set[Role]:
+        """Topics that may still deliver something earlier than what waits."""
+        # A replay needs the order of production: a topic counts as read only if it was looked at since.
+        since = self._inbox.last_recorded() / SECOND if self.processor.clock is Clock.EVENT else 0.0
+        undrained = set()
+        for role in ROLES:
+            at = self._drained(role, self._next[role])
+            if at is None or at < since:
+                undrained.add(role)
+        return undrained
+
+    def _after_waiting(self) -> Batch | None:
+        """What waits for a lagging topic, once it has waited long enough."""
+        now = time.monotonic()
+        self._blocked_since = self._blocked_since or now
+        if now - self._blocked_since < self._settings.merge_wait:
+            return None
+        log.warning(
+            "shard %d: a topic still lags after %.1f s; going on without it",
+            self.processor.shard.number,
+            self._settings.merge_wait,
+            extra={"action": "merge_wait_exceeded", "shard": self.processor.shard.number},
+        )
+        return self._inbox.take(self._settings.batch_size, set())
+
+    async def _fold(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        step = self.processor.fold(batch.events, batch.refusals, batch.ranges)
+        await self._commit(step)
+        metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
+        metrics.BATCH_SIZE.observe(len(batch.events))
+        topics = self.processor.shard.topics
+        used = np.bincount(batch.events.rank, minlength=len(ROLES)).tolist()
+        refusals = [*batch.refusals, *step.outcome.overflowed]
+        for role, count in zip(ROLES, used, strict=True):
+            refused = sum(each.role == role for each in refusals)
+            over = sum(each.role == role for each in step.outcome.overflowed)
+            if count - over:
+                metrics.EVENTS.labels(topics[role], "used").inc(count - over)
+            if refused:
+                metrics.EVENTS.labels(topics[role], "refused").inc(refused)
+        for each in refusals:
+            metrics.DEAD_LETTERS.labels(each.code).inc()
+            log.warning(
+                "refused %s: %s",
+                each.code,
+                each.reason,
+                extra={"action": "refused", "topic": topics[each.role], "offset": each.record.offset},
+            )
+        oldest = int(batch.events.recorded_at.min()) if len(batch.events) else None
+        await self.outbox.put(step.commit, oldest)
+
+    async def _pass_time(self) -> bool:
+        """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
+        polled = [self._drained(role, self._next[role]) for role in ROLES]
+        number = str(self.processor.shard.number)
+        if any(at is None for at in polled):
+            if self.processor.clock is Clock.INGESTION:
+                metrics.LAPSE_LAG.labels(number).set(self.processor.lapse_lag(self._wall_clock()) / SECOND)
+            return False
+        self.last_progress = time.monotonic()
+        if self.processor.clock is Clock.EVENT:
+            return False
+        instant = int(min(at for at in polled if at is not None) * SECOND)
+        metrics.LAPSE_LAG.labels(number).set(self.processor.lapse_lag(instant) / SECOND)
+        step = self.processor.advance(instant, most=self._settings.batch_size)
+        if step is None:
+            return False
+        await self._commit(step)
+        await self.outbox.put(step.commit, None)
+        return True
+
+    async def _commit(self, step: Step) -> None:
+        began = time.perf_counter()
+        await asyncio.to_thread(self.processor.commit, step)
+        metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
+        self.last_progress = time.monotonic()
+        for change in step.outcome.published:
+            metrics.CHANGES.labels(change["dimension"], change["from"] or "", change["to"] or "", change["cause"]).inc()
+        self._report_sizes()
+
+    def _report_sizes(self) -> None:
+        number = str(self.processor.shard.number)
+        for name, count in self.processor.segments().items():
+            dimension, _, segment = name.partition(":")
+            metrics.CUSTOMERS.labels(dimension, segment, number).set(count.customers)
+
+    async def _recover(self, error: Recoverable) -> None:
+        """Load the shard again, as often as it takes; the watchdog bounds how long."""
+        shard = self.processor.shard.number
+        if isinstance(error, StaleOwner | LostBatch):
+            metrics.REFUSED_COMMITS.labels("stale_owner" if isinstance(error, StaleOwner) else "lost_batch").inc()
+        await self.outbox.stop(0)
+        pause = _STALE_RETRY if isinstance(error, StaleOwner) else _FIRST_RETRY
+        while not self._stopping:
+            log.warning("shard %d: %s; loading it again", shard, error, extra={"action": "reload", "shard": shard})
+            await asyncio.sleep(pause)
+            try:
+                await self._reload(self)
+            except Recoverable as again:
+                error, pause = again, min(pause * 2, _LAST_RETRY)
+            else:
+                metrics.RELOADS.inc()
+                return
+
+    def reloaded(self, header: ShardHeader) -> None:
+        """Go on with a table that has just been loaded again."""
+        self._resume(header)

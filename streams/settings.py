@@ -1,0 +1,151 @@
+"""Every setting of a worker, with unit, default and reason: the only reader of the environment.
+
+Each field is the environment variable SEGMENTER_<NAME> and the option --<name> of the command line. Secrets are
+``SecretStr``: they never print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.errors import PolicyError
+from models.events import Role
+from models.policy import Policy, default_policy, parse_policy
+from streams.errors import ConfigurationError
+
+ENV_PREFIX = "SEGMENTER_"
+
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+
+class Settings(BaseSettings):
+    """Settings of a worker. See the fields' descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+
+    # Services
+    broker: Annotated[str, Field(description="Kafka's bootstrap servers, host:port[,host:port]")] = "127.0.0.1:9092"
+    redis: Annotated[SecretStr, Field(description="Redis, redis://[user:password@]host:port/db")] = SecretStr(
+        "redis://127.0.0.1:6379/0"
+    )
+    namespace: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$", description="prefix of every Redis key")] = (
+        "segmenter"
+    )
+    group: Annotated[str, Field(min_length=1, max_length=200, description="Kafka consumer group of the fleet")] = (
+        "segmenter"
+    )
+
+    # Meaning
+    policy: Annotated[Path | None, Field(description="TOML policy file; the default policy if not given")] = None
+    clock: Annotated[
+        Literal["ingestion", "event"],
+        Field(description="where time comes from: the records' Kafka timestamps, or the events' occurred_at"),
+    ] = "ingestion"
+
+    # Topics
+    purchases_topic: Annotated[TopicName, Field(description="purchases, refunds, ticks")] = "purchases"
+    signups_topic: Annotated[TopicName, Field(description="signups")] = "signups"
+    erasures_topic: Annotated[TopicName, Field(description="erasures")] = "erasures"
+    changes_topic: Annotated[TopicName, Field(description="where segment changes go")] = "segment-changes"
+    snapshots_topic: Annotated[TopicName, Field(description="compacted: customer to all labels")] = "customer-segments"
+    dead_letters_topic: Annotated[TopicName, Field(description="records that cannot be used")] = "dead-letters"
+
+    # HTTP
+    http_host: Annotated[str, Field(description="address of /metrics, /healthz, /readyz; 0.0.0.0 for every one")] = (
+        "127.0.0.1"
+    )
+    http_port: Annotated[int, Field(ge=0, le=65535, description="its port; 0 for any free one")] = 8080
+
+    # Pace
+    batch_size: Annotated[int, Field(ge=1, le=100_000, description="records folded into one commit, at most")] = 5000
+    buffer_size: Annotated[
+        int, Field(ge=1, le=10_000_000, description="fetched records of one partition that may wait")
+    ] = 50_000
+    tick_every: Annotated[
+        float, Field(gt=0, le=60, description="seconds between looks for due lapses; bounds how late one is")
+    ] = 0.25
+    merge_wait: Annotated[
+        float, Field(ge=0, le=3600, description="seconds to wait for a topic that lags behind the others")
+    ] = 10.0
+    session_timeout: Annotated[
+        float, Field(ge=1, le=1800, description="seconds after which Kafka gives a silent worker's work away")
+    ] = 20.0
+
+    # Limits
+    start_within: Annotated[
+        float, Field(gt=0, le=600, description="seconds in which Kafka and Redis must answer at start")
+    ] = 10.0
+    stop_within: Annotated[float, Field(gt=0, le=600, description="seconds from SIGTERM to the end of the process")] = (
+        8.0
+    )
+    stall_after: Annotated[
+        float, Field(ge=1, le=86_400, description="seconds without progress after which the worker ends itself")
+    ] = 60.0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="how much is logged")] = "info"
+
+    @field_validator("redis")
+    @classmethod
+    def _scheme(cls, redis: SecretStr) -> SecretStr:
+        if not redis.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return redis
+
+    @field_validator("broker")
+    @classmethod
+    def _servers(cls, broker: str) -> str:
+        for server in broker.split(","):
+            _, colon, port = server.strip().rpartition(":")
+            if not colon or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError("must be host:port, several separated by commas")
+        return broker
+
+    @model_validator(mode="after")
+    def _distinct_topics(self) -> Settings:
+        names = [*self.topics.values(), self.changes_topic, self.snapshots_topic, self.dead_letters_topic]
+        if len(set(names)) != len(names):
+            raise ValueError("each topic must have a name of its own")
+        return self
+
+    @property
+    def topics(self) -> dict[Role, str]:
+        """The input topics by role."""
+        return {
+            "signups": self.signups_topic,
+            "purchases": self.purchases_topic,
+            "erasures": self.erasures_topic,
+        }
+
+    def load_policy(self) -> Policy:
+        """Read the policy. Raises ConfigurationError that names the file and every wrong key."""
+        return default_policy() if self.policy is None else read_policy(self.policy)
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy file. Raises ConfigurationError that names the file and every wrong key."""
+    try:
+        return parse_policy(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the policy {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"cannot read the policy {path}: it is not UTF-8 text") from None
+    except PolicyError as error:
+        raise ConfigurationError(f"the policy {path} cannot be used:\n{error}") from None
+
+
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment, overridden by ``given``. Raises ConfigurationError naming the variable."""
+    try:
+        return Settings(**(given or {}))
+    except ValidationError as error:
+        sentences = []
+        for each in error.errors():
+            name = "".join(str(part) for part in each["loc"][:1])
+            message = each["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            shown = "" if name in ("redis", "") else f" (it is {each['input']!r})"
+            sentences.append(f"{ENV_PREFIX}{name.upper()}: {message}{shown}" if name else message)
+        raise ConfigurationError("\n".join(sentences)) from None

@@ -1,0 +1,250 @@
+"""Shards: which shards this worker owns, where their topics are read from, and what of them is published.
+
+A shard is partition p of every input topic. Kafka's assignment says which are ours; the store says where to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, Protocol
+
+from faust.types import TP
+
+from models.events import ROLES, Role
+from streams import metrics
+from streams.commit import Range, ShardHeader
+from streams.errors import OffsetGap, StoreUnavailable
+from streams.kafka.transport import FetchedRecords, LogRange, Progress
+from streams.outbox import Outbox
+from streams.ports import Publisher, StateStore
+from streams.processor import BatchProcessor, Shard
+from streams.runner import ShardRunner
+from streams.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which Redis may be away when shards are assigned; Faust gives up on an assignment after 30.
+_ASSIGN_WITHIN: Final = 20.0
+
+
+class Consumer(Protocol):
+    """What is asked of the batching consumer."""
+
+    def epoch(self, tp: TP) -> int: ...
+    def delivered(self, tp: TP) -> int: ...
+    def progress(self, tp: TP) -> Progress | None: ...
+    def on_buffer_full(self, tp: TP) -> None: ...
+    def on_buffer_drop(self, tp: TP) -> None: ...
+    async def seek_to(self, offsets: Mapping[TP, int]) -> None: ...
+    async def log_ranges(self, tps: set[TP]) -> Mapping[TP, LogRange]: ...
+
+
+class Shards:
+    """The worker's shards; see Owner in streams/kafka/transport.py for the two sides Kafka sees."""
+
+    def __init__(
+        self,
+        make_processor: Callable[[Shard], BatchProcessor],
+        store: StateStore,
+        publisher: Publisher,
+        settings: Settings,
+    ) -> None:
+        self._make_processor = make_processor
+        self._store = store
+        self._publisher = publisher
+        self._settings = settings
+        self._topics: dict[Role, str] = settings.topics
+        self._roles: dict[str, Role] = {topic: role for role, topic in settings.topics.items()}
+        self._runners: dict[int, ShardRunner] = {}
+        self._consumer: Consumer | None = None
+        self._partitions = 0
+        self._paused: set[TP] = set()
+        self._lock = asyncio.Lock()
+        self._idle_since = time.monotonic()
+
+    def attach(self, consumer: Consumer, partitions: int) -> None:
+        """Say who fetches, and how many partitions every input topic has."""
+        self._consumer = consumer
+        self._partitions = partitions
+
+    @property
+    def consumer(self) -> Consumer:
+        """Who fetches."""
+        assert self._consumer is not None, "attach a consumer first"  # noqa: S101
+        return self._consumer
+
+    @property
+    def owned(self) -> Mapping[int, ShardRunner]:
+        """The shards of this worker by number."""
+        return self._runners
+
+    def _tp(self, shard: int, role: Role) -> TP:
+        return TP(self._topics[role], shard)
+
+    async def assigned(self, partitions: Mapping[TP, LogRange]) -> Mapping[TP, int]:
+        """See Owner. Raises OffsetGap or StateError, and StoreUnavailable if Redis stays away too long."""
+        give_up = time.monotonic() + _ASSIGN_WITHIN
+        while True:
+            try:
+                return await self._assigned(partitions)
+            except StoreUnavailable as error:
+                if time.monotonic() > give_up:
+                    raise
+                log.warning("%s; trying again", error, extra={"action": "retry_assignment"})
+                await asyncio.sleep(0.5)
+
+    async def _assigned(self, partitions: Mapping[TP, LogRange]) -> Mapping[TP, int]:
+        async with self._lock:
+            ours = {tp.partition for tp in partitions}
+            await self._release(set(self._runners) - ours)
+            positions: dict[TP, int] = {}
+            for shard in sorted(ours):
+                logs = {role: partitions[self._tp(shard, role)] for role in ROLES}
+                offsets = await self._resume_or_load(shard, logs)
+                positions.update({self._tp(shard, role): offsets[role] for role in ROLES})
+            self._paused.clear()
+            self._idle_since = time.monotonic()
+            metrics.SHARDS.set(len(self._runners))
+            return positions
+
+    async def _resume_or_load(self, shard: int, logs: Mapping[Role, LogRange]) -> Mapping[Role, int]:
+        runner = self._runners.get(shard)
+        if runner is not None and runner.failed() is None:
+            header = await asyncio.to_thread(self._store.header, shard)
+            if header.owner == runner.processor.token:
+                return runner.next_offsets
+        await self._release({shard})
+        number = Shard(shard, self._partitions, self._topics)
+        processor = self._make_processor(number)
+        header = await self._load(processor, logs)
+        outbox = Outbox(shard, self._store, self._publisher)
+        runner = ShardRunner(processor, outbox, partial(self._drained, shard), self._reload, self._settings)
+        runner.start(header)
+        self._runners[shard] = runner
+        return header.offsets
+
+    async def _load(self, processor: BatchProcessor, logs: Mapping[Role, LogRange]) -> ShardHeader:
+        shard = processor.shard.number
+        stored = await asyncio.to_thread(self._store.header, shard)
+        offsets: dict[Role, int] = {}
+        history: dict[Role, int] = {}
+        for role, kept in logs.items():
+            offsets[role], history[role] = start_of(self._tp(shard, role), kept, stored.offsets.get(role))
+        if any((kept.committed or 0) > offsets[role] for role, kept in logs.items()):
+            metrics.REWINDS.inc()
+            log.warning("shard %d: the store is behind Kafka's commit; reading again from the store's offsets", shard)
+        header = await asyncio.to_thread(processor.load, offsets, history)
+        log.info(
+            "shard %d loaded: %d customers, reading from %s",
+            shard,
+            len(processor.table),
+            dict(header.offsets),
+            extra={"action": "shard_loaded", "shard": shard, "customers": len(processor.table)},
+        )
+        return header
+
+    async def _reload(self, runner: ShardRunner) -> None:
+        """Take a shard again after a failure, if it is still ours."""
+        async with self._lock:
+            shard = runner.processor.shard.number
+            if self._runners.get(shard) is not runner:
+                return
+            tps = {self._tp(shard, role) for role in ROLES}
+            ranges = await self.consumer.log_ranges(tps)
+            header = await self._load(runner.processor, {self._roles[tp.topic]: each for tp, each in ranges.items()})
+            await self.consumer.seek_to({self._tp(shard, role): header.offsets[role] for role in ROLES})
+            runner.reloaded(header)
+
+    async def _release(self, shards: Iterable[int]) -> None:
+        leaving = [self._runners.pop(shard) for shard in shards if shard in self._runners]
+        await asyncio.gather(*(runner.stop(self._settings.stop_within / 4) for runner in leaving))
+        for runner in leaving:
+            metrics.forget_shard(str(runner.processor.shard.number))
+
+    async def stop(self, within: float) -> None:
+        """Finish the commits under way and publish what is committed, for at most ``within`` seconds."""
+        await asyncio.gather(*(runner.stop(within) for runner in self._runners.values()))
+
+    def published(self) -> Mapping[TP, int]:
+        """See Owner."""
+        return {
+            self._tp(shard, role): offset
+            for shard, runner in self._runners.items()
+            for role, offset in runner.outbox.published.items()
+        }
+
+    def fetched(self, batch: FetchedRecords) -> None:
+        """Hand a fetch to its shard; what was fetched before the last positioning is dropped."""
+        runner = self._runners.get(batch.tp.partition)
+        if runner is None or batch.epoch != self.consumer.epoch(batch.tp):
+            return
+        role = self._roles[batch.tp.topic]
+        runner.fetched(role, Range(batch.start, batch.end), batch.records)
+        if runner.waiting(role) > self._settings.buffer_size:
+            self._paused.add(batch.tp)
+            self.consumer.on_buffer_full(batch.tp)
+
+    def watch(self) -> None:
+        """Called regularly: let paused partitions go on, report lag, and raise what ended a shard for good."""
+        for tp in list(self._paused):
+            runner = self._runners.get(tp.partition)
+            if runner is None or runner.waiting(self._roles[tp.topic]) <= self._settings.buffer_size // 2:
+                self._paused.discard(tp)
+                self.consumer.on_buffer_drop(tp)
+        for shard, runner in self._runners.items():
+            failure = runner.failed() or runner.outbox.failed()
+            if failure is not None:
+                raise failure
+            for role in ROLES:
+                progress = self.consumer.progress(self._tp(shard, role))
+                if progress is not None:
+                    behind = max(0, progress.end - runner.next_offsets[role]) + runner.waiting(role)
+                    metrics.CONSUMER_LAG.labels(self._topics[role], str(shard)).set(behind)
+
+    def _drained(self, shard: int, role: Role, delivered: int) -> float | None:
+        """See Drained in streams/runner.py."""
+        tp = self._tp(shard, role)
+        progress = self.consumer.progress(tp)
+        if progress is None or progress.position < progress.end or delivered < self.consumer.delivered(tp):
+            return None
+        return progress.polled_at
+
+    def last_progress(self) -> float:
+        """When the slowest shard last made progress or had nothing to do (monotonic seconds)."""
+        if not self._runners:
+            self._idle_since = time.monotonic()
+        return min((runner.last_progress for runner in self._runners.values()), default=self._idle_since)
+
+
+def start_of(tp: TP, log: LogRange, stored: int | None) -> tuple[int, int]:
+    """Where a partition is to be read from, and the offset below which its records are history.
+
+    Raises OffsetGap if Kafka no longer holds what must be read and there was a stored or committed offset.
+    """
+    where = f"{tp.topic}, partition {tp.partition}"
+    if stored is None:
+        if log.committed is None:
+            return log.first, log.end
+        if log.first > 0:
+            raise OffsetGap(
+                f"{where}: Redis holds no state, the group had committed offset {log.committed}, and Kafka has deleted "
+                f"everything below {log.first}. Restore Redis from a backup; or, to rebuild from what Kafka still has, "
+                "delete the group's committed offsets and start again"
+            )
+        return 0, log.committed
+    if stored < log.first:
+        raise OffsetGap(
+            f"{where}: Redis stands at offset {stored}, and Kafka has deleted everything below {log.first}. "
+            "Restore a newer backup of Redis; or, to rebuild from what Kafka still has, use another "
+            "SEGMENTER_NAMESPACE and SEGMENTER_GROUP"
+        )
+    if stored > log.end:
+        raise OffsetGap(
+            f"{where}: Redis stands at offset {stored}, and the log ends at {log.end}: the topic was recreated or "
+            "truncated. Restore the topic; or, to start over, use another SEGMENTER_NAMESPACE and SEGMENTER_GROUP"
+        )
+    return stored, log.committed or 0

@@ -1,0 +1,20 @@
+"""What all tests share: Hypothesis profiles, and where the recorded data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of recorded events and oracles, beside the repository; tests that need it skip without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the recorded events are not here: put the data beside the repository, in ../shared/data")
+    return folder

@@ -1,0 +1,524 @@
+"""The contract of StateStore. Every store subclasses StoreContract and passes all of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+
+from models.changes import DeadLetter, SegmentChanged
+from models.events import ROLES, Role
+from models.instants import NEVER
+from models.rows import Layout
+from streams.commit import Count, OutboxEntry, Range, ShardCommit, ShardHeader
+from streams.errors import FleetMismatch, LostBatch, StaleOwner
+from streams.ports import StateStore
+
+LAYOUT = Layout("USD", {"lifecycle": ("new", "lapsed")}, ("country",))
+OTHER_LAYOUT = Layout("USD", {"lifecycle": ("new", "lapsed"), "größe": ("klein", "groß")}, ())
+START: dict[Role, int] = {"signups": 3, "purchases": 10, "erasures": 0}
+
+#: Customers whose ids a careless store would mix up, cut short or refuse.
+ODD_CUSTOMERS = (
+    "Zoë", "Zoe\u0308", "zoë", "客户-7", "😀", "a b", " a", "a ", "a:b", "{a}", "a\r\nb", "\t", "0", "00", "1e3", "nil",
+    "false", "*", "a\u0000b", "'; DROP", '"', "\\x00", "\ufeff", "\U0010ffff", "x" * 256, "ß" * 256,
+)  # fmt: skip
+
+
+def entry_of(number: int, token: str = "t", customer: str = "c") -> OutboxEntry:
+    """An outbox entry with a change and a dead letter, as a commit would publish them."""
+    change: SegmentChanged = {
+        "change_id": f"{number:032x}",
+        "customer_id": customer,
+        "sequence": number,
+        "dimension": "lifecycle",
+        "from": None,
+        "to": "new",
+        "cause": "purchase",
+        "event_id": f"e-{number}",
+        "effective_at": "2024-01-05T09:30:00Z",
+        "decided_at": "2024-01-05T09:30:00.000001Z",
+        "policy_version": 1,
+        "backfill": False,
+        "rfm": {"recency_days": 0, "frequency": 1, "monetary": "19.90", "currency": "USD"},
+        "segments": {"lifecycle": "new", "region": None},
+    }
+    letter: DeadLetter = {
+        "code": "invalid_json",
+        "reason": "the value is not a JSON object: größer",
+        "topic": "purchases",
+        "partition": 0,
+        "offset": number,
+        "timestamp": 1_704_447_000_000,
+        "key": None,
+        "value": "{\u2028",
+        "headers": [],
+        "encoding": "utf-8",
+    }
+    return OutboxEntry(f"{number}-{token}", [change], [letter])
+
+
+class Held(NamedTuple):
+    """Everything a store shows of one shard."""
+
+    header: ShardHeader
+    rows: dict[str, bytes]
+    segments: Mapping[str, Count]
+
+
+#: What a store shows of a shard that nobody has touched.
+NOTHING = Held(ShardHeader(), {}, {})
+
+
+def commit_of(token: str, ranges: Mapping[Role, Range], **parts: Any) -> ShardCommit:
+    """A commit to shard 0 with these ranges; whatever ``parts`` leave out is empty."""
+    rest: dict[str, Any] = {
+        "shard": 0,
+        "time": 1_704_447_000_000_000,
+        "policy_version": 1,
+        "layout": LAYOUT,
+        "rows": (),
+        "erased": (),
+        "segments": {},
+        "values": {},
+        "entry": None,
+    }
+    return ShardCommit(token=token, ranges=ranges, **(rest | parts))
+
+
+def full_commit(token: str, ranges: Mapping[Role, Range]) -> ShardCommit:
+    """A commit that would change everything a commit can change in a shard that ``started`` made."""
+    return commit_of(
+        token,
+        ranges,
+        time=1_800_000_000_000_000,
+        policy_version=2,
+        layout=OTHER_LAYOUT,
+        rows=[("kept", b"changed"), ("fresh", b"fresh")],
+        erased=["doomed"],
+        segments={"lifecycle:new": Count(9, 9), "lifecycle:fresh": Count(1, 1)},
+        values={"country:1": "FR", "channel:0": "web"},
+        entry=entry_of(2, token),
+    )
+
+
+def plain(header: ShardHeader) -> ShardHeader:
+    """The header with its entries as a tuple, so that headers of any store can be compared."""
+    return replace(header, entries=tuple(header.entries))
+
+
+def rows_of(store: StateStore, shard: int = 0) -> dict[str, bytes]:
+    """All rows of a shard, each customer of which must be there once."""
+    every = [pair for part in store.rows(shard) for pair in part]
+    rows = dict(every)
+    assert len(every) == len(rows)
+    return rows
+
+
+def held(store: StateStore, shard: int = 0) -> Held:
+    """All that the store shows of a shard."""
+    return Held(plain(store.header(shard)), rows_of(store, shard), store.segments(shard))
+
+
+def started(store: StateStore) -> Held:
+    """Acquire shard 0 for "t", commit rows, segments, values and an outbox entry, and return what is then held."""
+    store.acquire(0, "t", START, {"purchases": 40})
+    store.commit(
+        commit_of(
+            "t",
+            {"signups": Range(3, 5), "purchases": Range(10, 20), "erasures": Range(0, 0)},
+            rows=[("kept", b"kept"), ("doomed", b"doomed")],
+            segments={"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)},
+            values={"country:0": "DE"},
+            entry=entry_of(1),
+        )
+    )
+    return held(store)
+
+
+class StoreContract:
+    """What every StateStore promises. A subclass gives the fixture ``store``, an empty one."""
+
+    @pytest.fixture
+    def store(self) -> StateStore:
+        raise NotImplementedError
+
+    # An empty store
+
+    def test_an_unknown_shard_is_empty(self, store: StateStore) -> None:
+        """A shard that nobody has acquired has an empty header, no rows and no segments."""
+        assert held(store) == NOTHING
+        assert store.row(0, "c") is None
+
+    def test_acknowledging_in_an_unknown_shard_does_nothing(self, store: StateStore) -> None:
+        """Acknowledging where nothing is stored is no error and leaves nothing behind."""
+        store.acknowledge(0, ["1-t"])
+        store.acknowledge(0, [])
+        assert held(store) == NOTHING
+
+    def test_a_commit_without_acquire_is_refused(self, store: StateStore) -> None:
+        """Nobody can commit to a shard that has no owner, not even with an empty token."""
+        for token in ("t", ""):
+            with pytest.raises(StaleOwner):
+                store.commit(full_commit(token, {}))
+        assert held(store) == NOTHING
+
+    # Acquiring
+
+    def test_the_first_acquire_sets_the_position(self, store: StateStore) -> None:
+        """On a shard with nothing stored, acquire stores the owner and the given offsets, and returns the header."""
+        header = plain(store.acquire(0, "t", START, {"purchases": 40}))
+        assert header == ShardHeader(offsets=START, backfill_until={"purchases": 40}, owner="t")
+        assert plain(store.header(0)) == header
+
+    def test_acquire_may_know_no_offsets(self, store: StateStore) -> None:
+        """Without offsets acquire only takes the shard."""
+        assert plain(store.acquire(0, "t", {}, {})) == ShardHeader(owner="t")
+
+    def test_a_later_acquire_keeps_stored_offsets(self, store: StateStore) -> None:
+        """Stored offsets are the truth: acquire changes none of them and adds only topics that have none."""
+        store.acquire(0, "t", {"purchases": 10}, {})
+        store.commit(commit_of("t", {"purchases": Range(10, 20)}))
+        header = store.acquire(0, "u", {"purchases": 7, "signups": 4}, {})
+        assert header.offsets == {"purchases": 20, "signups": 4}
+        assert plain(header) == plain(store.header(0))
+
+    def test_backfill_until_is_kept_from_the_first_acquire(self, store: StateStore) -> None:
+        """What was history at the first start stays so; a topic that is new gets its own mark."""
+        store.acquire(0, "t", START, {"purchases": 40})
+        header = store.acquire(0, "u", START, {"purchases": 99, "signups": 8})
+        assert header.backfill_until == {"purchases": 40, "signups": 8}
+        assert store.acquire(0, "v", START, {}).backfill_until == {"purchases": 40, "signups": 8}
+
+    def test_a_stored_zero_counts_as_stored(self, store: StateStore) -> None:
+        """An offset or mark of 0 is a position like any other and is not replaced."""
+        store.acquire(0, "t", {"purchases": 0}, {"purchases": 0})
+        header = store.acquire(0, "u", {"purchases": 5}, {"purchases": 5})
+        assert (header.offsets, header.backfill_until) == ({"purchases": 0}, {"purchases": 0})
+
+    def test_acquire_changes_only_the_owner(self, store: StateStore) -> None:
+        """Another worker finds time, layouts, values, entries, rows and segments as they were committed."""
+        before = started(store)
+        header = store.acquire(0, "u", {"purchases": 0}, {"purchases": 0})
+        assert held(store) == before._replace(header=replace(before.header, owner="u"))
+        assert plain(header) == held(store).header
+
+    # Committing
+
+    def test_a_commit_is_read_back_whole(self, store: StateStore) -> None:
+        """After a commit the header, rows, segments, dictionary and outbox are what it said."""
+        now = started(store)
+        assert now.header == ShardHeader(
+            offsets={"signups": 5, "purchases": 20, "erasures": 0},
+            backfill_until={"purchases": 40},
+            time=1_704_447_000_000_000,
+            layouts={LAYOUT.id: LAYOUT},
+            values={"country": ["DE"]},
+            entries=(entry_of(1),),
+            owner="t",
+        )
+        assert now.rows == {"kept": b"kept", "doomed": b"doomed"}
+        assert now.segments == {"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)}
+        assert store.row(0, "kept") == b"kept"
+        assert store.row(0, "unknown") is None
+
+    def test_the_next_commit_adds_and_replaces(self, store: StateStore) -> None:
+        """A second commit replaces what it names, adds what is new, and leaves the rest alone."""
+        started(store)
+        store.commit(full_commit("t", {"purchases": Range(20, 21)}))
+        assert held(store) == (
+            ShardHeader(
+                offsets={"signups": 5, "purchases": 21, "erasures": 0},
+                backfill_until={"purchases": 40},
+                time=1_800_000_000_000_000,
+                layouts={LAYOUT.id: LAYOUT, OTHER_LAYOUT.id: OTHER_LAYOUT},
+                values={"country": ["DE", "FR"], "channel": ["web"]},
+                entries=(entry_of(1), entry_of(2)),
+                owner="t",
+            ),
+            {"kept": b"changed", "fresh": b"fresh"},
+            {"lifecycle:new": Count(9, 9), "lifecycle:lapsed": Count(0, 0), "lifecycle:fresh": Count(1, 1)},
+        )
+
+    def test_a_commit_without_ranges_moves_no_offset(self, store: StateStore) -> None:
+        """What time alone has changed is committed without any topic."""
+        before = started(store)
+        store.commit(commit_of("t", {}, rows=[("kept", b"later")]))
+        assert store.header(0).offsets == before.header.offsets
+        assert store.row(0, "kept") == b"later"
+
+    def test_a_commit_without_anything_still_moves_the_offsets(self, store: StateStore) -> None:
+        """A batch that changed no customer is remembered as read, and puts nothing into the outbox."""
+        before = started(store)
+        store.commit(commit_of("t", {"purchases": Range(20, 30)}))
+        offsets = {**before.header.offsets, "purchases": 30}
+        assert held(store) == before._replace(header=replace(before.header, offsets=offsets))
+
+    def test_an_empty_range_is_checked_and_kept(self, store: StateStore) -> None:
+        """A topic that gave nothing may take part with an empty range at its offset."""
+        before = started(store)
+        store.commit(commit_of("t", {"purchases": Range(20, 20), "signups": Range(5, 6)}))
+        assert store.header(0).offsets == {**before.header.offsets, "signups": 6}
+        with pytest.raises(LostBatch):
+            store.commit(commit_of("t", {"purchases": Range(21, 21)}))
+
+    @pytest.mark.parametrize("time", [NEVER, -1, 0, 2**62])
+    def test_any_time_is_kept(self, store: StateStore, time: int) -> None:
+        """The shard's time is kept as it is, also zero, negative and the sentinels."""
+        store.acquire(0, "t", START, {})
+        store.commit(commit_of("t", {}, time=time))
+        assert store.header(0).time == time
+
+    def test_offsets_may_be_as_large_as_kafka_has_them(self, store: StateStore) -> None:
+        """Offsets are exact up to 2^63 - 1: a neighbour is not taken for equal."""
+        top = 2**63 - 1
+        store.acquire(0, "t", {"purchases": top - 1}, {"purchases": top})
+        with pytest.raises(LostBatch):
+            store.commit(commit_of("t", {"purchases": Range(top - 2, top)}))
+        store.commit(commit_of("t", {"purchases": Range(top - 1, top)}))
+        header = store.header(0)
+        assert (header.offsets, header.backfill_until) == ({"purchases": top}, {"purchases": top})
+
+    def test_sizes_of_segments_are_exact(self, store: StateStore) -> None:
+        """Revenue is an int64 and may be negative; names may be in any script."""
+        sizes = {
+            "lifecycle:new": Count(0, -(2**63)),
+            "größe:groß": Count(2**31, 2**63 - 1),
+            "a:b:c": Count(1, 2**53 + 1),
+        }
+        store.acquire(0, "t", START, {})
+        store.commit(commit_of("t", {}, segments=sizes))
+        assert store.segments(0) == sizes
+
+    def test_dictionaries_keep_the_order_of_their_codes(self, store: StateStore) -> None:
+        """Texts come back by code, ten after nine, over several commits, whatever they contain."""
+        texts = ["DE", "", "a:b", "größe", "DE ", "客户", "😀", "\u0000", "(other)", "nine", "ten", "eleven"]
+        store.acquire(0, "t", START, {})
+        for part in (range(10, 12), range(10)):
+            values = {f"country:{code}": texts[code] for code in part}
+            if part.start:
+                values = {f"channel:{code}": str(code) for code in range(3)}
+            store.commit(commit_of("t", {}, values=values))
+        store.commit(commit_of("t", {}, values={"country:10": "ten", "country:11": "eleven"}))
+        assert store.header(0).values == {"channel": ["0", "1", "2"], "country": texts}
+
+    def test_odd_customer_ids_are_kept_apart(self, store: StateStore) -> None:
+        """Every customer_id is its own, to the code point: no case folding, trimming, normalising or parsing."""
+        rows = {customer: f"row {i}".encode() for i, customer in enumerate(ODD_CUSTOMERS)}
+        store.acquire(0, "t", START, {})
+        store.commit(commit_of("t", {}, rows=list(rows.items()), entry=entry_of(1, customer="客户-7")))
+        assert rows_of(store) == rows
+        assert {customer: store.row(0, customer) for customer in rows} == rows
+        assert list(store.header(0).entries) == [entry_of(1, customer="客户-7")]
+        gone = ODD_CUSTOMERS[::2]
+        store.commit(commit_of("t", {}, erased=gone))
+        assert rows_of(store) == {customer: row for customer, row in rows.items() if customer not in gone}
+
+    def test_rows_are_kept_byte_for_byte(self, store: StateStore) -> None:
+        """A packed row may contain any byte."""
+        rows = {
+            "every": bytes(range(256)),
+            "text": b"\r\n*1\r\n$4\r\n",
+            "invalid": b"\xff\xfe\x80",
+            "long": b"\0" * 4096,
+        }
+        store.acquire(0, "t", START, {})
+        store.commit(commit_of("t", {}, rows=list(rows.items())))
+        assert rows_of(store) == rows
+
+    def test_an_erased_customer_is_gone(self, store: StateStore) -> None:
+        """Erased customers have no row any more; erasing an unknown customer is no error; they may come back."""
+        started(store)
+        store.commit(commit_of("t", {}, erased=["doomed", "never seen"]))
+        assert store.row(0, "doomed") is None
+        assert rows_of(store) == {"kept": b"kept"}
+        store.commit(commit_of("t", {}, rows=[("doomed", b"back")]))
+        assert rows_of(store) == {"kept": b"kept", "doomed": b"back"}
+
+    def test_a_shard_may_become_empty_again(self, store: StateStore) -> None:
+        """When all customers are erased the shard keeps its position."""
+        before = started(store)
+        store.commit(commit_of("t", {}, erased=["doomed", "kept"]))
+        assert held(store) == before._replace(rows={})
+
+    def test_tens_of_thousands_of_rows_in_one_commit(self, store: StateStore) -> None:
+        """One commit takes 20,000 rows, 5,000 dictionary entries and 9,001 erasures, and loses none."""
+        rows = {f"customer-{i}": i.to_bytes(90, "little") for i in range(20_000)}
+        store.acquire(0, "t", START, {})
+        store.commit(
+            commit_of(
+                "t",
+                {"purchases": Range(10, 30_010)},
+                rows=list(rows.items()),
+                values={f"country:{code}": f"text {code}" for code in range(5_000)},
+                segments={f"d:{i}": Count(i, -i) for i in range(4_001)},
+            )
+        )
+        assert rows_of(store) == rows
+        header = store.header(0)
+        assert header.values == {"country": [f"text {code}" for code in range(5_000)]}
+        assert header.offsets["purchases"] == 30_010
+        assert store.segments(0) == {f"d:{i}": Count(i, -i) for i in range(4_001)}
+        erased = list(rows)[5_000:14_001]
+        store.commit(commit_of("t", {"purchases": Range(30_010, 30_011)}, erased=erased))
+        gone = set(erased)
+        assert rows_of(store) == {customer: row for customer, row in rows.items() if customer not in gone}
+
+    @pytest.mark.parametrize("count", [1, 1_999, 2_000, 2_001, 4_000, 4_001])
+    def test_no_row_is_lost_where_a_commit_is_cut_into_parts(self, store: StateStore, count: int) -> None:
+        """Commits of any size around a store's internal portions write and erase every row."""
+        rows = {f"c{i}": b"%d" % i for i in range(count)}
+        store.acquire(0, "t", START, {})
+        store.commit(commit_of("t", {}, rows=[*rows.items(), ("last", b"last")], erased=[]))
+        assert rows_of(store) == {**rows, "last": b"last"}
+        store.commit(commit_of("t", {}, erased=list(rows)))
+        assert rows_of(store) == {"last": b"last"}
+
+    # The guard
+
+    def test_a_stale_owner_is_refused(self, store: StateStore) -> None:
+        """Once another worker has acquired the shard the former owner writes nothing, not even to its old offsets."""
+        started(store)
+        store.acquire(0, "u", START, {})
+        before = held(store)
+        for ranges in ({}, {"purchases": Range(20, 30)}, {"purchases": Range(10, 20)}):
+            with pytest.raises(StaleOwner):
+                store.commit(full_commit("t", ranges))  # type: ignore[arg-type]
+            assert held(store) == before
+        store.commit(full_commit("u", {"purchases": Range(20, 30)}))
+        assert store.header(0).offsets["purchases"] == 30
+
+    @pytest.mark.parametrize("token", ["", "T", "t ", "tt"])
+    def test_a_token_must_be_equal(self, store: StateStore, token: str) -> None:
+        """A token that merely resembles the owner's is refused."""
+        before = started(store)
+        with pytest.raises(StaleOwner):
+            store.commit(full_commit(token, {}))
+        assert held(store) == before
+
+    @pytest.mark.parametrize("role", ROLES)
+    @pytest.mark.parametrize("shift", [-1, 1, 1000])
+    def test_a_range_must_start_where_the_last_one_ended(self, store: StateStore, role: Role, shift: int) -> None:
+        """An overlapping or a skipped range of any topic is refused, names the topic, and writes nothing."""
+        before = started(store)
+        at = before.header.offsets[role] + shift
+        with pytest.raises(LostBatch, match=role):
+            store.commit(full_commit("t", {role: Range(at, at + 10)}))
+        assert held(store) == before
+
+    @pytest.mark.parametrize("role", ROLES)
+    @pytest.mark.parametrize("order", [ROLES, ROLES[::-1]])
+    def test_one_wrong_range_among_several_refuses_all(
+        self, store: StateStore, role: Role, order: Sequence[Role]
+    ) -> None:
+        """When the range of one topic is wrong no topic moves, whichever it is and in whatever order they come."""
+        before = started(store)
+        at = before.header.offsets
+        ranges = {each: Range(at[each] + (each == role), at[each] + 10) for each in order}
+        with pytest.raises(LostBatch, match=role):
+            store.commit(full_commit("t", ranges))
+        assert held(store) == before
+        store.commit(full_commit("t", {each: Range(at[each], at[each] + 10) for each in order}))
+        assert store.header(0).offsets == {each: at[each] + 10 for each in ROLES}
+
+    def test_a_topic_without_a_stored_offset_is_refused(self, store: StateStore) -> None:
+        """A range of a topic whose position is unknown is refused, even if it starts at 0."""
+        store.acquire(0, "t", {"purchases": 10}, {})
+        before = held(store)
+        with pytest.raises(LostBatch, match="erasures"):
+            store.commit(full_commit("t", {"purchases": Range(10, 11), "erasures": Range(0, 5)}))
+        assert held(store) == before
+
+    def test_the_same_commit_is_not_taken_twice(self, store: StateStore) -> None:
+        """A commit of records that is sent again is refused, so that it is folded once."""
+        store.acquire(0, "t", START, {})
+        commit = commit_of("t", {"purchases": Range(10, 20)}, rows=[("c", b"1")], entry=entry_of(1))
+        store.commit(commit)
+        store.acknowledge(0, ["1-t"])
+        before = held(store)
+        with pytest.raises(LostBatch):
+            store.commit(commit)
+        assert held(store) == before
+
+    # The outbox
+
+    def test_entries_come_in_the_order_of_their_numbers(self, store: StateStore) -> None:
+        """Entries are ordered by number, ten after nine, whoever wrote them and in whatever order."""
+        store.acquire(0, "t", START, {})
+        for number in (10, 2, 1, 100, 9):
+            store.commit(commit_of("t", {}, entry=entry_of(number)))
+        store.acquire(0, "a", START, {})
+        store.commit(commit_of("a", {}, entry=entry_of(11, "a")))
+        entries = store.header(0).entries
+        assert list(entries) == [entry_of(n, "a" if n == 11 else "t") for n in (1, 2, 9, 10, 11, 100)]
+
+    def test_entries_are_acknowledged_by_id(self, store: StateStore) -> None:
+        """Acknowledged entries are gone, others stay; unknown ids, repeats and an empty list do not matter."""
+        store.acquire(0, "t", START, {})
+        for number in (1, 2, 3, 12):
+            store.commit(commit_of("t", {}, entry=entry_of(number)))
+        before = held(store)
+        store.acknowledge(0, [])
+        store.acknowledge(0, ["4-t", "1-u", "1", "2-", "12-t "])
+        assert held(store) == before
+        store.acknowledge(0, ["2-t", "2-t", "99-t", "1-t"])
+        store.acknowledge(0, ["2-t"])
+        left = (entry_of(3), entry_of(12))
+        assert held(store) == before._replace(header=replace(before.header, entries=left))
+
+    def test_a_former_owner_may_still_acknowledge(self, store: StateStore) -> None:
+        """What the broker has confirmed is published, no matter who owns the shard by then."""
+        started(store)
+        store.acquire(0, "u", START, {})
+        store.acknowledge(0, ["1-t"])
+        assert not store.header(0).entries
+
+    def test_thousands_of_entries_are_acknowledged_at_once(self, store: StateStore) -> None:
+        """A large backlog is removed in one call."""
+        store.acquire(0, "t", START, {})
+        for number in range(1, 201):
+            store.commit(commit_of("t", {}, entry=OutboxEntry(f"{number}-t", [], [])))
+        store.acknowledge(0, [f"{number}-t" for number in range(20_000) if number != 77])
+        assert [entry.number for entry in store.header(0).entries] == [77]
+
+    # Shards and fleets
+
+    def test_shards_do_not_touch_each_other(self, store: StateStore) -> None:
+        """Owner, position, rows, segments and outbox of a shard are its own."""
+        first = started(store)
+        assert held(store, 1) == NOTHING
+        assert held(store, 10) == NOTHING
+        store.acquire(1, "u", {"purchases": 0}, {})
+        with pytest.raises(StaleOwner):
+            store.commit(commit_of("t", {}, shard=1))
+        store.commit(commit_of("u", {"purchases": Range(0, 1)}, shard=1, rows=[("kept", b"other")], entry=entry_of(1)))
+        store.acknowledge(1, ["1-t"])
+        assert held(store) == first
+        assert rows_of(store, 1) == {"kept": b"other"}
+        assert not store.header(1).entries
+
+    def test_a_fleet_claims_the_store_once(self, store: StateStore) -> None:
+        """The first fleet claims the store, and may say so again at every start."""
+        assert store.partitions() is None
+        store.register(4, "segmenter")
+        store.register(4, "segmenter")
+        assert store.partitions() == 4
+
+    def test_another_partition_count_is_refused(self, store: StateStore) -> None:
+        """Topics with other partitions would put customers elsewhere: refused, naming the stored number."""
+        store.register(4, "segmenter")
+        for partitions in (3, 5, 40):
+            with pytest.raises(FleetMismatch, match=r"\b4\b"):
+                store.register(partitions, "segmenter")
+        assert store.partitions() == 4
+        store.register(4, "segmenter")
+
+    def test_another_group_is_refused(self, store: StateStore) -> None:
+        """Two fleets cannot share a store: the second is refused, naming the first."""
+        store.register(4, "größe 1")
+        with pytest.raises(FleetMismatch, match="größe 1"):
+            store.register(4, "b")
+        with pytest.raises(FleetMismatch):
+            store.register(5, "b")
+        store.register(4, "größe 1")
+        assert store.partitions() == 4

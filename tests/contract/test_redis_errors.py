@@ -1,0 +1,419 @@
+"""What RedisStore says and leaves behind when Redis is away, full, read-only, slow or refuses the password."""
+
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from urllib.parse import quote
+
+import pytest
+import redis
+
+from models.errors import SegmenterError
+from streams.commit import Range
+from streams.errors import LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.store.redis import RedisStore
+from tests.contract.store_contract import START, commit_of, entry_of, full_commit, held, started
+from tests.support.ports import LOOPBACK
+from tests.support.real_redis import RealRedis
+
+StartRedis = Callable[..., RealRedis]
+
+#: Passwords with everything that has a meaning in an address.
+PASSWORD = "p@ss/w:rd #1?%41'\\ geheim"
+WRONG_PASSWORD = "wr@ng/%41 verraten"
+
+NEXT = full_commit("t", {"purchases": Range(20, 30)})
+WRITES: dict[str, Callable[[RedisStore], object]] = {
+    "register": lambda store: store.register(4, "segmenter"),
+    "acquire": lambda store: store.acquire(0, "t", START, {}),
+    "commit": lambda store: store.commit(NEXT),
+}
+EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
+    "acknowledge": lambda store: store.acknowledge(0, ["1-t"]),
+    "ping": lambda store: store.ping(),
+    "partitions": lambda store: store.partitions(),
+    "header": lambda store: store.header(0),
+    "rows": lambda store: list(store.rows(0)),
+    "row": lambda store: store.row(0, "c"),
+    "segments": lambda store: store.segments(0),
+}
+
+
+def refused(store: RedisStore, kind: type[SegmenterError], operate: Callable[[RedisStore], object]) -> str:
+    """The message of the error that ``operate`` raises, which must be of this very kind and name the address."""
+    with pytest.raises(SegmenterError) as caught:
+        operate(store)
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert store.address in message
+    printed = "".join([repr(store), repr(caught.value), *traceback.format_exception(caught.value)])
+    for secret in (PASSWORD, WRONG_PASSWORD, "geheim", "verraten", quote(PASSWORD, safe="")):
+        assert secret not in message
+        assert secret not in printed
+    return message
+
+
+def url_with(server: RealRedis, password: str, user: str = "") -> str:
+    """The server's address with this login."""
+    return f"redis://{user}:{quote(password, safe='')}@{server.address}/0"
+
+
+class TestAway:
+    """Nobody answers."""
+
+    @pytest.mark.parametrize("name", EVERYTHING)
+    def test_everything_says_that_redis_is_down(self, name: str, redis_server: RealRedis) -> None:
+        """With nobody on the port every method raises StoreUnavailable, soon, with the address and no password."""
+        with socket.socket() as reserved:
+            reserved.bind((LOOPBACK, 0))
+            address = f"{LOOPBACK}:{reserved.getsockname()[1]}"
+            with closing(RedisStore(f"redis://:{quote(PASSWORD, safe='')}@{address}/0", "segmenter")) as store:
+                began = time.monotonic()
+                assert address in refused(store, StoreUnavailable, EVERYTHING[name])
+                assert time.monotonic() - began < 3
+
+    def test_the_store_goes_on_when_redis_is_back(self, start_redis: StartRedis) -> None:
+        """After a crash and a restart of Redis the same store works, on what was stored."""
+        server = start_redis(password=PASSWORD, config={"appendfsync": "always"})
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            before = started(store)
+            server.kill()
+            for operate in EVERYTHING.values():
+                refused(store, StoreUnavailable, operate)
+            server.start()
+            assert held(store) == before
+            store.commit(NEXT)
+            assert store.header(0).offsets["purchases"] == 30
+
+    def test_a_redis_that_restarts_in_between_is_not_noticed(self, start_redis: StartRedis) -> None:
+        """A connection that broke since its last use is replaced without an error."""
+        server = start_redis(config={"appendfsync": "always"})
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            started(store)
+            server.restart()
+            store.commit(NEXT)
+            assert store.header(0).offsets["purchases"] == 30
+
+    def test_a_redis_that_never_answers_times_out(self) -> None:
+        """A server that takes connections and stays silent is given up after the timeout."""
+        with socket.create_server((LOOPBACK, 0)) as silent:
+            address = f"{LOOPBACK}:{silent.getsockname()[1]}"
+            with closing(RedisStore(f"redis://:geheim@{address}/0", "segmenter", timeout=0.1)) as store:
+                began = time.monotonic()
+                assert address in refused(store, StoreUnavailable, EVERYTHING["commit"])
+                assert time.monotonic() - began < 3
+
+    def test_rows_may_break_off(self, start_redis: StartRedis) -> None:
+        """When Redis goes away between two parts of the rows, going on raises StoreUnavailable."""
+        server = start_redis(aof=False)
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            store.acquire(0, "t", START, {})
+            store.commit(commit_of("t", {}, rows=[(f"c{i}", b"row") for i in range(50_000)]))
+            parts = store.rows(0)
+            assert next(parts)
+            server.kill()
+            refused(store, StoreUnavailable, lambda _: list(parts))
+
+    def test_a_loading_redis_is_unavailable(self, start_redis: StartRedis) -> None:
+        """While Redis still reads its data at a start the store says StoreUnavailable and later finds everything."""
+        server = start_redis(aof=False, config={"enable-debug-command": "yes"})
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            before = started(store)
+            with redis.Redis.from_url(server.url) as raw:
+                if raw.info("server")["redis_version"] < "7":
+                    pytest.skip("this Redis cannot be told to load slowly")
+                raw.config_set("key-load-delay", 300_000)
+                raw.config_set("loading-process-events-interval-bytes", 1024)
+                reload = threading.Thread(target=raw.execute_command, args=("DEBUG", "RELOAD"))
+                reload.start()
+                try:
+                    time.sleep(0.3)
+                    with closing(RedisStore(server.url, "segmenter", timeout=0.2)) as hurried:
+                        refused(hurried, StoreUnavailable, EVERYTHING["header"])
+                finally:
+                    reload.join()
+            assert held(store) == before
+
+
+class TestPassword:
+    """Redis wants another password than we have."""
+
+    @pytest.fixture
+    def server(self, start_redis: StartRedis) -> RealRedis:
+        """A Redis with a password."""
+        return start_redis(password=PASSWORD)
+
+    @pytest.mark.parametrize("user", ["", "default", "nobody"])
+    def test_a_wrong_password_is_a_reason_to_stop(self, server: RealRedis, user: str) -> None:
+        """A refused login raises ServiceUnavailable that names the address and the setting, from every method."""
+        with closing(RedisStore(url_with(server, WRONG_PASSWORD, user), "segmenter")) as store:
+            for operate in EVERYTHING.values():
+                assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, operate)
+
+    def test_a_missing_password_is_a_reason_to_stop(self, server: RealRedis) -> None:
+        """No login where one is needed raises ServiceUnavailable too."""
+        with closing(RedisStore(f"redis://{server.address}/0", "segmenter")) as store:
+            for operate in EVERYTHING.values():
+                assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, operate)
+
+    def test_a_password_that_was_changed_is_noticed(self, server: RealRedis) -> None:
+        """A worker whose password was withdrawn stops when it has to connect again, and has written nothing."""
+        with closing(RedisStore(server.url, "segmenter")) as store, redis.Redis.from_url(server.url) as raw:
+            before = started(store)
+            raw.config_set("requirepass", "another")
+            raw.client_kill_filter(skipme=True, _type="normal")
+            refused(store, ServiceUnavailable, EVERYTHING["commit"])
+            raw.config_set("requirepass", PASSWORD)
+            assert held(store) == before
+
+    def test_the_right_password_is_not_shown(self, server: RealRedis) -> None:
+        """Neither the store's repr and address nor a refusal contain the password."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            store.ping()
+            assert store.address == server.address
+            assert "geheim" not in repr(store)
+            started(store)
+            for token, kind in (("u", StaleOwner), ("t", LostBatch)):
+                with pytest.raises(kind) as caught:
+                    store.commit(full_commit(token, {"purchases": Range(1, 2)}))
+                assert "geheim" not in "".join(traceback.format_exception(caught.value))
+
+    def test_a_password_is_ignored_where_none_is_needed(self, redis_server: RealRedis) -> None:
+        """A login that Redis does not ask for is no error that would hide what is stored."""
+        with closing(RedisStore(url_with(redis_server, WRONG_PASSWORD), "segmenter")) as store:
+            store.ping()
+
+
+class TestFull:
+    """Redis has no memory left, and evicts nothing."""
+
+    @pytest.fixture
+    def server(self, start_redis: StartRedis) -> RealRedis:
+        """A Redis that refuses writes when it is full."""
+        return start_redis(aof=False, password=PASSWORD, config={"maxmemory-policy": "noeviction"})
+
+    @pytest.fixture
+    def admin(self, server: RealRedis) -> Iterator[redis.Redis]:
+        """A client that sets the server's memory."""
+        with redis.Redis.from_url(server.url) as client:
+            yield client
+
+    def test_writes_are_refused_whole(self, server: RealRedis, admin: redis.Redis) -> None:
+        """A full Redis raises StoreUnavailable for every write, nothing of which is stored, and can still be read."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            before = started(store)
+            admin.config_set("maxmemory", "1")
+            for operate in WRITES.values():
+                assert "memory" in refused(store, StoreUnavailable, operate)
+            assert held(store) == before
+            assert store.partitions() is None
+            admin.config_set("maxmemory", "0")
+            assert held(store) == before
+            store.commit(NEXT)
+            assert store.header(0).offsets["purchases"] == 30
+
+    def test_an_erasure_is_refused_whole_too(self, server: RealRedis, admin: redis.Redis) -> None:
+        """A commit that would only free memory is refused as a whole: its offset cannot be stored either."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            before = started(store)
+            admin.config_set("maxmemory", "1")
+            with pytest.raises(StoreUnavailable):
+                store.commit(commit_of("t", {"purchases": Range(20, 21)}, erased=["doomed"]))
+            admin.config_set("maxmemory", "0")
+            assert held(store) == before
+
+    def test_the_guard_still_answers_first(self, server: RealRedis, admin: redis.Redis) -> None:
+        """A stale owner or a lost batch is told as such, whether or not there is memory."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            started(store)
+            admin.config_set("maxmemory", "1")
+            with pytest.raises(StaleOwner):
+                store.commit(full_commit("u", {}))
+            with pytest.raises(LostBatch):
+                store.commit(full_commit("t", {"purchases": Range(21, 22)}))
+
+    def test_a_full_redis_can_still_be_emptied(self, server: RealRedis, admin: redis.Redis) -> None:
+        """Published entries can be acknowledged, which frees memory."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            started(store)
+            admin.config_set("maxmemory", "1")
+            store.acknowledge(0, ["1-t"])
+            assert not store.header(0).entries
+
+    def test_a_commit_that_fills_redis_is_whole(self, server: RealRedis, admin: redis.Redis) -> None:
+        """Where memory runs out in the middle of commits, each is stored whole or not at all."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            store.acquire(0, "t", START, {})
+            at, size, refusals = 10, 5_000, 0
+            admin.config_set("maxmemory", str(admin.info("memory")["used_memory"] + 4_000_000))
+            for _ in range(40):
+                commit = commit_of(
+                    "t",
+                    {"purchases": Range(at, at + size)},
+                    rows=[(f"customer-{at + i}", b"r" * 90) for i in range(size)],
+                    values={f"country:{at // size * 2 + i}": f"text {i}" for i in range(2)} if at > 10 else {},
+                    entry=entry_of(at),
+                )
+                before = held(store)
+                try:
+                    store.commit(commit._replace() if hasattr(commit, "_replace") else commit)
+                except StoreUnavailable:
+                    refusals += 1
+                    assert held(store) == before
+                    if refusals == 3:
+                        break
+                else:
+                    now = held(store)
+                    at += size
+                    assert now.header.offsets["purchases"] == at
+                    assert len(now.rows) == at - 10
+                    assert now.header.entries[-1] == commit.entry
+            assert 10 < at
+            assert refusals == 3
+
+
+class TestReplica:
+    """The address leads to a read-only replica, as after a failover."""
+
+    @pytest.fixture
+    def primary(self, start_redis: StartRedis) -> RealRedis:
+        """A Redis that has a shard."""
+        primary = start_redis(aof=False, password=PASSWORD, config={"repl-diskless-sync-delay": "0"})
+        with closing(RedisStore(primary.url, "segmenter")) as store:
+            store.register(4, "segmenter")
+            started(store)
+        return primary
+
+    @pytest.fixture
+    def replica(self, primary: RealRedis, start_redis: StartRedis) -> RealRedis:
+        """Its read-only copy, in step with it."""
+        quoted = '"' + PASSWORD.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        config = {"replicaof": f"{LOOPBACK} {primary.port}", "masterauth": quoted}
+        replica = start_redis(aof=False, password=PASSWORD, config=config)
+        with redis.Redis.from_url(primary.url) as of_primary, redis.Redis.from_url(replica.url) as of_replica:
+            deadline = time.monotonic() + 30
+            while not of_replica.exists("{segmenter:0}:shard") or not of_primary.wait(1, 100):
+                assert time.monotonic() < deadline, of_replica.info("replication")
+                time.sleep(0.05)
+        return replica
+
+    def test_a_replica_is_read_and_not_written(self, primary: RealRedis, replica: RealRedis) -> None:
+        """A replica raises StoreUnavailable for every write and shows what the primary has."""
+        with (
+            closing(RedisStore(primary.url, "segmenter")) as of_primary,
+            closing(RedisStore(replica.url, "segmenter")) as of_replica,
+        ):
+            before = held(of_primary)
+            for operate in (*WRITES.values(), EVERYTHING["acknowledge"]):
+                assert "read only" in refused(of_replica, StoreUnavailable, operate)
+            assert held(of_replica) == held(of_primary) == before
+            assert of_replica.partitions() == 4
+
+    def test_a_promoted_replica_takes_over(self, primary: RealRedis, replica: RealRedis) -> None:
+        """Once the replica is promoted the same store writes to it."""
+        with closing(RedisStore(replica.url, "segmenter")) as store, redis.Redis.from_url(replica.url) as raw:
+            before = held(store)
+            refused(store, StoreUnavailable, EVERYTHING["commit"])
+            raw.replicaof("NO", "ONE")
+            assert held(store) == before
+            store.commit(NEXT)
+            assert store.header(0).offsets["purchases"] == 30
+
+
+class _Forgetful:
+    """Stands between a client and Redis, and while ``losing`` hangs up instead of handing an answer on."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self.losing = 0
+        self._target = target
+        self._server = socket.create_server((LOOPBACK, 0))
+        self.address = f"{LOOPBACK}:{self._server.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(client,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as upstream, suppress(OSError):
+            back = threading.Thread(target=self._answer, args=(client, upstream))
+            back.start()
+            while asked := client.recv(65536):
+                upstream.sendall(asked)
+            upstream.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def _answer(self, client: socket.socket, upstream: socket.socket) -> None:
+        with suppress(OSError):
+            while answer := upstream.recv(65536):
+                # The handshake of a new connection is let through: its answers are not what a commit waits for.
+                if self.losing and b"segmenter-test-" not in answer and answer in (b"$2\r\nok\r\n", b"+ok\r\n"):
+                    self.losing -= 1
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        """Stop listening and wait for the connections to end."""
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def forgetful(server: RealRedis) -> Iterator[tuple[RedisStore, _Forgetful]]:
+    """A store whose answers to commits can be lost on the way."""
+    with closing(_Forgetful((LOOPBACK, server.port))) as between:
+        store = RedisStore(f"redis://{between.address}/0", "segmenter")
+        try:
+            yield store, between
+        finally:
+            store.close()
+
+
+class TestLostAnswer:
+    """A commit reached Redis, and its answer was lost on the way back."""
+
+    def test_a_batch_that_got_through_is_not_folded_twice(self, redis_server: RealRedis, raw: redis.Redis) -> None:
+        """The commit is stored once; the repeated attempt is refused, so that the worker loads what Redis holds."""
+        with forgetful(redis_server) as (store, between):
+            started(store)
+            between.losing = 1
+            with pytest.raises(LostBatch):
+                store.commit(NEXT)
+            assert between.losing == 0
+            header = store.header(0)
+            assert header.offsets["purchases"] == 30
+            assert [entry.id for entry in header.entries] == ["1-t", "2-t"]
+            assert store.row(0, "fresh") == b"fresh"
+
+    def test_a_lapse_that_got_through_may_be_repeated(self, redis_server: RealRedis, raw: redis.Redis) -> None:
+        """A commit without records is the same when it is stored again, so its repetition succeeds."""
+        with forgetful(redis_server) as (store, between):
+            started(store)
+            between.losing = 1
+            store.commit(full_commit("t", {}))
+            assert between.losing == 0
+            assert [entry.id for entry in store.header(0).entries] == ["1-t", "2-t"]
+            assert store.row(0, "kept") == b"changed"
+
+    def test_a_line_that_stays_bad_is_unavailable(self, redis_server: RealRedis, raw: redis.Redis) -> None:
+        """When every answer is lost the commit ends in StoreUnavailable or LostBatch, and is stored at most once."""
+        with forgetful(redis_server) as (store, between):
+            started(store)
+            between.losing = 100
+            with pytest.raises(StoreUnavailable):
+                store.commit(full_commit("t", {}))
+            between.losing = 0
+            assert [entry.id for entry in store.header(0).entries] == ["1-t", "2-t"]
