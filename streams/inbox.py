@@ -13,6 +13,7 @@ import numpy as np
 
 from models.batch import EventBatch, Refusal, merge_order
 from models.events import ROLES, Role
+from models.instants import FOREVER
 from streams.commit import Range
 from streams.processor import Clock
 
@@ -59,18 +60,17 @@ class Inbox:
         """Topics with anything waiting."""
         return self._pending.keys()
 
-    def last_recorded(self) -> int:
-        """The latest Kafka timestamp among the records that wait, in microseconds; 0 if there are none."""
-        waiting = [each.batch.recorded_at for parts in self._pending.values() for each in parts]
-        return max((int(instants.max()) for instants in waiting if len(instants)), default=0)
+    def take(self, most: int, undrained: Set[Role], horizon: int = FOREVER) -> Batch | None:
+        """Up to about ``most`` records that nothing still to come can precede; None if there are none.
 
-    def take(self, most: int, undrained: Set[Role]) -> Batch | None:
-        """Up to about ``most`` records, none of which a topic of ``undrained`` could still precede; None if so."""
+        What is still to come: anything from a topic of ``undrained``, and from the others whatever was produced
+        after ``horizon`` (microseconds), when they were last seen to be read to their end.
+        """
         if not self._pending or (undrained - self._pending.keys()):
             return None
-        if len(self._pending) == 1:
+        if len(self._pending) == 1 and horizon == FOREVER:
             return self._take_one(most)
-        return self._take_merged(most, undrained)
+        return self._take_merged(most, undrained, horizon)
 
     def _take_one(self, most: int) -> Batch:
         """Whole fetches of the only topic with anything waiting."""
@@ -88,14 +88,15 @@ class Inbox:
         covered = Range(chosen[0].range.start, chosen[-1].range.end)
         return Batch(EventBatch.concat([part.batch for part in chosen]), refusals, {role: covered})
 
-    def _take_merged(self, most: int, undrained: Set[Role]) -> Batch | None:
+    def _take_merged(self, most: int, undrained: Set[Role], horizon: int) -> Batch | None:
         roles = [role for role in ROLES if role in self._pending]
         whole = {role: self._joined(role) for role in roles}
         batches = [whole[role].batch for role in roles]
         order = merge_order(batches, [self._clock.instants(batch) for batch in batches])
         every = EventBatch.concat(batches)
         rank = every.rank[order]
-        cut = min(most, len(order))
+        unsure = np.flatnonzero(every.recorded_at[order] > horizon)
+        cut = min(most, int(unsure[0]) if len(unsure) else len(order))
         for role in undrained:
             last = np.flatnonzero(rank == ROLES.index(role))
             cut = min(cut, int(last[-1]) + 1 if len(last) else 0)

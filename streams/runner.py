@@ -39,6 +39,8 @@ _LAST_RETRY: Final = 5.0
 _STALE_RETRY: Final = 1.0
 #: How often a batch that waits for a lagging topic is looked at again, in seconds.
 _BLOCKED_POLL: Final = 0.02
+#: Seconds between the timestamp a producer gives a record and its arrival at the broker, at most.
+_PRODUCER_DELAY: Final = 0.5
 
 
 class ShardRunner:
@@ -151,25 +153,28 @@ class ShardRunner:
     async def _advance(self) -> bool:
         """Fold what can be folded, else let time pass. Returns whether there may be more to do at once."""
         self._work.clear()
-        batch = self._inbox.take(self._settings.batch_size, self._undrained())
+        undrained, horizon = self._seen()
+        batch = self._inbox.take(self._settings.batch_size, undrained, horizon)
         if batch is None and self._inbox.roles:
             batch = self._after_waiting()
-        if batch is not None:
-            self._blocked_since = None
-            await self._fold(batch)
-            return True
-        return False if self._inbox.roles else await self._pass_time()
+        if batch is None:
+            return False if self._inbox.roles else await self._pass_time()
+        self._blocked_since = None
+        await self._fold(batch)
+        return True
 
-    def _undrained(self) -> set[Role]:
-        """Topics that may still deliver something earlier than what waits."""
-        # A replay needs the order of production: a topic counts as read only if it was looked at since.
-        since = self._inbox.last_recorded() / SECOND if self.processor.clock is Clock.EVENT else 0.0
-        undrained = set()
-        for role in ROLES:
-            at = self._drained(role, self._next[role])
-            if at is None or at < since:
-                undrained.add(role)
-        return undrained
+    def _seen(self) -> tuple[set[Role], int]:
+        """Topics that may still deliver something earlier than what waits, and the horizon of Inbox.take.
+
+        A replay needs the order in which events were produced, so a topic that is read to its end vouches only for
+        what was produced before it was looked at. In production the records' own time gives the order.
+        """
+        polled = {role: self._drained(role, self._next[role]) for role in ROLES}
+        undrained = {role for role, at in polled.items() if at is None}
+        if self.processor.clock is Clock.INGESTION:
+            return undrained, FOREVER
+        looked_at = min((at for at in polled.values() if at is not None), default=FOREVER / SECOND)
+        return undrained, int((looked_at - _PRODUCER_DELAY) * SECOND)
 
     def _after_waiting(self) -> Batch | None:
         """What waits for a lagging topic, once it has waited long enough."""

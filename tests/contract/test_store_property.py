@@ -131,12 +131,13 @@ def test_both_stores_agree_on_any_sequence_of_operations(redis_server: RealRedis
     """After every step both stores show the same; both refuse the same commits, and then nothing has changed."""
     with closing(RedisStore(redis_server.url, "segmenter")) as real:
 
-        def machine() -> TwoStores:
-            raw.flushdb()
-            return TwoStores(MemoryStore(), real)
+        class Machine(TwoStores):
+            def __init__(self) -> None:
+                raw.flushdb()
+                super().__init__(MemoryStore(), real)
 
         run_state_machine_as_test(
-            machine,
+            Machine,
             settings=settings(
                 max_examples=60,
                 stateful_step_count=30,

@@ -23,7 +23,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, ClassVar, NoReturn
 
-from tests.support.ports import LOOPBACK, LoopbackServer, OwnedProcess, ServerStartError
+from streams.embedded.server import LOOPBACK, LoopbackServer, OwnedProcess, ServerStartError
 
 KAFKA_VERSION = "4.4.0"
 SCALA_VERSION = "2.13"

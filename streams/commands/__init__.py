@@ -1,0 +1,1 @@
+"""The commands of ``segmenter``, a file for what belongs together."""

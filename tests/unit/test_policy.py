@@ -1,0 +1,175 @@
+"""The policy: read from TOML; whatever is wrong in it is named, with what it may be."""
+
+from decimal import Decimal
+
+import pytest
+from pydantic import ValidationError
+
+from models.dimensions import dimensions_of
+from models.errors import PolicyError
+from models.policy import Policy, default_policy, default_policy_text, parse_policy
+
+DAY = 86_400_000_000
+DEFAULT = default_policy_text()
+
+
+def changed(old: str, new: str) -> str:
+    """The default policy's text with one part replaced."""
+    assert DEFAULT.count(old) == 1
+    return DEFAULT.replace(old, new)
+
+
+def test_default_policy_is_the_documented_one() -> None:
+    """The default policy loads, and says what the documentation says of it."""
+    policy = default_policy()
+    assert policy.version == 1
+    assert (policy.money.base, policy.money.rates) == ("USD", {})
+    assert policy.events.allowed_skew == 300_000_000
+    assert policy.events.remembered_ids == 16
+    assert policy.attributes.keep == ("country", "channel")
+    assert policy.attributes.max_values == 10_000
+    assert list(policy.dimensions) == ["lifecycle"]
+    lifecycle = policy.dimensions["lifecycle"]
+    assert (lifecycle.potential_after, lifecycle.regular_orders, lifecycle.lapse_after) == (30 * DAY, 3, 90 * DAY)
+
+
+def test_only_dimensions_are_required() -> None:
+    """A policy that names a dimension and nothing else gets every other default."""
+    policy = parse_policy("[dimensions.lifecycle]")
+    assert policy.dimensions == default_policy().dimensions
+    assert policy.money == default_policy().money
+    assert policy.events == default_policy().events
+    assert policy.attributes.keep == ()
+
+
+def test_equal_texts_are_equal_policies() -> None:
+    """The same text gives an equal policy, another setting an unequal one."""
+    assert parse_policy(DEFAULT) == parse_policy(DEFAULT)
+    assert parse_policy(changed("regular_orders = 3", "regular_orders = 4")) != parse_policy(DEFAULT)
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    """A policy and its sections are frozen."""
+    policy = default_policy()
+    with pytest.raises(ValidationError, match="frozen"):
+        policy.version = 2  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        policy.dimensions["lifecycle"].regular_orders = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "microseconds"),
+    [("45s", 45_000_000), ("5m", 300_000_000), ("36h", 129_600_000_000), ("30d", 30 * DAY), ("2w", 14 * DAY),
+     ("89 d", 89 * DAY)],
+)  # fmt: skip
+def test_durations_have_units(written: str, microseconds: int) -> None:
+    """A duration is a whole number of seconds, minutes, hours, days or weeks."""
+    policy = parse_policy(changed('potential_after = "30d"', f'potential_after = "{written}"'))
+    assert policy.dimensions["lifecycle"].potential_after == microseconds
+
+
+def test_rates_are_exact() -> None:
+    """A rate is the decimal that was written; the converter has it and the base."""
+    policy = parse_policy(changed('# EUR = "1.08"', 'EUR = "1.083"\nJPY = "0.000000000001"'))
+    assert policy.money.rates == {"EUR": Decimal("1.083"), "JPY": Decimal("1E-12")}
+    assert policy.converter.one("100", "EUR") == 10_830
+    assert policy.converter.one("1", "USD") == 100
+    assert policy.converter is policy.converter
+
+
+def test_dimensions_are_named_and_ordered_by_the_policy() -> None:
+    """Each section below dimensions is one dimension; they keep the order in which they are written."""
+    policy = parse_policy("[dimensions.slow]\nlapse_after = '300d'\n[dimensions.fast]\nregular_orders = 2")
+    assert [dimension.name for dimension in dimensions_of(policy)] == ["slow", "fast"]
+    assert {dimension.labels for dimension in dimensions_of(policy)} == {("new", "potential", "regular", "lapsed")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "allowed"),
+    [
+        ("version = 1", "version = 0", "version", "greater than or equal to 1"),
+        ("version = 1", "version = 2147483648", "version", "less than or equal to 2147483647"),
+        ("version = 1", 'version = "1"', "version", "valid integer"),
+        ("version = 1", "version = true", "version", "valid integer"),
+        ("version = 1", "versions = 1", "versions", "not a setting of this policy; check the spelling"),
+        ("[events]", "[event]", "event", "not a setting of this policy; check the spelling"),
+        ('base = "USD"', 'base = "usd"', "money.base", r"\^\[A-Z\]\{3\}\$"),
+        ('base = "USD"', "base = 1", "money.base", "valid string"),
+        ('# EUR = "1.08"', "EUR = 1.08", "money.rates: EUR", 'a decimal in quotes, such as "1.08"'),
+        ('# EUR = "1.08"', 'EUR = "1,08"', "money.rates: EUR", 'a decimal in quotes, such as "1.08"'),
+        ('# EUR = "1.08"', 'EUR = "-1.08"', "money.rates: EUR", 'a decimal in quotes, such as "1.08"'),
+        ('# EUR = "1.08"', 'EUR = "1e3"', "money.rates: EUR", 'a decimal in quotes, such as "1.08"'),
+        ('# EUR = "1.08"', 'EUR = "0.0"', "money.rates: EUR", "more than 0"),
+        ('# EUR = "1.08"', 'eur = "1.08"', "money.rates.eur", r"\^\[A-Z\]\{3\}\$"),
+        ('allowed_skew = "5m"', "allowed_skew = 300", "events.allowed_skew", 'a duration such as "30d"'),
+        ('allowed_skew = "5m"', 'allowed_skew = "0s"', "events.allowed_skew", "longer than 0 and at most 36500d"),
+        ("remembered_ids = 16", "remembered_ids = 0", "events.remembered_ids", "greater than or equal to 1"),
+        ("remembered_ids = 16", "remembered_ids = 256", "events.remembered_ids", "less than or equal to 255"),
+        ('keep = ["country", "channel"]', 'keep = "country"', "attributes.keep", "valid tuple"),
+        ('keep = ["country", "channel"]', 'keep = ["country", "country"]', "attributes.keep", "each attribute once"),
+        ('keep = ["country", "channel"]', 'keep = ["Country"]', "attributes.keep.0", r"\^\[a-z\]\[a-z0-9_\]\{0,47\}\$"),
+        ("max_values = 10000", "max_values = 0", "attributes.max_values", "greater than or equal to 1"),
+        ("max_values = 10000", "max_values = 1.5", "attributes.max_values", "valid integer"),
+        ("[dimensions.lifecycle]", "[dimensions.Lifecycle]", "dimensions.Lifecycle", r"\^\[a-z\]\[a-z0-9_\]\{0,47\}\$"),
+        ('engine = "lifecycle"', 'engine = "magic"', "dimensions.lifecycle.engine", "must be 'lifecycle'"),
+        ("regular_orders = 3", "regular_orders = 1", "dimensions.lifecycle.regular_orders", "equal to 2"),
+        ("regular_orders = 3", "orders = 3", "dimensions.lifecycle.orders", "check the spelling"),
+        ('lapse_after = "90d"', 'lapse_after = "90"', "dimensions.lifecycle.lapse_after", "with s, m, h, d or w"),
+        ('lapse_after = "90d"', 'lapse_after = "1.5d"', "dimensions.lifecycle.lapse_after", "with s, m, h, d or w"),
+        ('lapse_after = "90d"', 'lapse_after = "36501d"', "dimensions.lifecycle.lapse_after", "at most 36500d"),
+        ('lapse_after = "90d"', 'lapse_after = "30d"', "dimensions.lifecycle", "potential_after must be shorter than"),
+    ],
+)  # fmt: skip
+def test_each_wrong_setting_is_named_with_what_it_may_be(old: str, new: str, key: str, allowed: str) -> None:
+    """The error is one line that begins with the wrong key and says what it may be."""
+    with pytest.raises(PolicyError, match=f"{key}.*: .*{allowed}|{key} .*{allowed}") as refused:
+        parse_policy(changed(old, new))
+    assert str(refused.value).startswith(key)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_wrong_value_is_shown() -> None:
+    """The line ends with the value that was found."""
+    with pytest.raises(PolicyError, match=r"\(it is 256\)$"):
+        parse_policy(changed("remembered_ids = 16", "remembered_ids = 256"))
+
+
+def test_all_errors_are_named_at_once() -> None:
+    """A policy with three wrong keys gives three lines, one for each."""
+    text = changed("version = 1", "version = 0").replace("[events]", "[event]").replace('"90d"', '"soon"')
+    with pytest.raises(PolicyError) as refused:
+        parse_policy(text)
+    keys = {line.partition(":")[0] for line in str(refused.value).splitlines()}
+    assert keys == {"version", "event", "dimensions.lifecycle.lapse_after"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "dimensions: is required"),
+        ("version = 3", "dimensions: is required"),
+        ("dimensions = {}", "dimensions: .*at least 1 item"),
+        ("dimensions = 1", "dimensions: must be a valid dictionary"),
+        ("version = 1\nbase", "the policy is not valid TOML: "),
+        ("version = 1\n\n[money\n", "the policy is not valid TOML: .*line 3"),
+        ("version = 1\nversion = 2", "the policy is not valid TOML"),
+    ],
+)
+def test_a_text_that_is_no_policy_is_refused(text: str, sentence: str) -> None:
+    """No TOML, no dimension, or no table of them: each has its own sentence."""
+    with pytest.raises(PolicyError, match=sentence):
+        parse_policy(text)
+
+
+def test_there_are_at_most_64_dimensions() -> None:
+    """64 dimensions are accepted, one more is refused under its key."""
+    sections = [f"[dimensions.d{number}]" for number in range(65)]
+    assert len(parse_policy("\n".join(sections[:64])).dimensions) == 64
+    with pytest.raises(PolicyError, match=r"^dimensions: .*at most 64"):
+        parse_policy("\n".join(sections))
+
+
+def test_a_policy_is_read_strictly() -> None:
+    """No value is turned into another type to make it fit."""
+    with pytest.raises(ValidationError):
+        Policy.model_validate({"version": "1", "dimensions": {"lifecycle": {}}})

@@ -1,0 +1,274 @@
+"""Packed rows: what is stored of a customer is read back, under the same policy and under another one."""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import xxhash
+
+from models.dimensions import dimensions_of
+from models.errors import StateError
+from models.instants import FOREVER, NEVER
+from models.policy import Policy
+from models.rows import FORMAT, Layout, layout_of, load, pack, relabel_deadlines, unpack
+from models.table import NO_LABEL, NO_VALUE, OTHER, CustomerTable
+from tests.unit.build import Event, Feeder, at, make_policy, purchase, refund, signup
+
+COLUMNS = (
+    "signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded", "sequence",
+    "label", "changed_at", "value", "value_at",
+)  # fmt: skip
+
+
+def a_history() -> list[Event]:
+    """Customers of every sort: many purchases, a signup only, refunds only, attributes, more ids than are kept."""
+    events = [purchase("many", f"m{i}", at(i), f"{i}.25", country="DE" if i % 2 else "FR") for i in range(21)]
+    events += [signup("signed", "s1", at(3), channel="online"), refund("returns", "r1", at(4), "9.99")]
+    events += [purchase("żółw", f"z{i}", at(60 + i), "99999999999.99", country="PL", channel="store") for i in range(4)]
+    return [*events, refund("many", "m-r", at(70), "3.00"), signup("many", "m-s", at(71))]
+
+
+def filled(policy: Policy) -> Feeder:
+    """A shard with a history in which lapses have happened."""
+    feeder = Feeder(policy)
+    feeder.feed(*a_history())
+    feeder.advance(at(140))
+    return feeder
+
+
+def stored(feeder: Feeder) -> list[tuple[str, bytes]]:
+    """All packed rows."""
+    return [pair for part in feeder.store.rows(0) for pair in part]
+
+
+def loaded(feeder: Feeder, policy: Policy) -> CustomerTable:
+    """A new table under a policy, from what the store holds."""
+    header = feeder.store.header(0)
+    table = CustomerTable(policy)
+    for group in unpack(stored(feeder), header.layouts):
+        load(table, dimensions_of(policy), group, header.values)
+    return table
+
+
+def remembered(table: CustomerTable, customer: str) -> list[int]:
+    """The ids remembered of a customer, oldest first."""
+    row, kept = table.index[customer], table.seen.shape[1]
+    count = int(table.seen_count[row])
+    places = range(count) if count <= kept else [(count + i) % kept for i in range(kept)]
+    return [int(table.seen[row, place]) for place in places]
+
+
+def hashes(names: Sequence[str]) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(name.encode()) for name in names]
+
+
+def test_rows_come_back_as_they_were() -> None:
+    """Packed, unpacked and loaded under the same policy, every column of every customer is what it was."""
+    feeder = filled(make_policy())
+    before, after = feeder.processor.table, loaded(feeder, feeder.policy)
+    assert set(after.index) == set(before.index) == {"many", "signed", "returns", "żółw"}
+    for customer, row in before.index.items():
+        for name in COLUMNS:
+            expected, found = getattr(before, name)[row], getattr(after, name)[after.index[customer]]
+            assert np.array_equal(expected, found), (customer, name)
+        assert remembered(after, customer) == remembered(before, customer)
+    assert [values.texts for values in after.values.values()] == [values.texts for values in before.values.values()]
+
+
+def test_deadlines_are_computed_and_not_stored() -> None:
+    """After relabel_deadlines the deadlines are those that stood in the table."""
+    feeder = Feeder()
+    feeder.feed(purchase("a", "p", at(0)), signup("b", "s", at(1)), refund("c", "r", at(2)), signup("d", "t", at(-29)))
+    before, after = feeder.processor.table, loaded(feeder, feeder.policy)
+    assert (after.deadline == FOREVER).all()
+    relabel_deadlines(after, dimensions_of(feeder.policy), feeder.processor.time)
+    deadlines = {customer: int(after.deadline[row, 0]) for customer, row in after.index.items()}
+    assert deadlines == {"a": at(90), "b": at(31), "c": FOREVER, "d": at(61)}
+    assert deadlines == {customer: int(before.deadline[row, 0]) for customer, row in before.index.items()}
+    assert after.earliest_deadline == at(31)
+
+
+def test_a_row_is_as_documented() -> None:
+    """A row is the layout's id, then fixed little-endian fields, then one 64-bit hash for each remembered id."""
+    feeder = Feeder(make_policy(keep=["country"]))
+    feeder.feed(purchase("a", "e1", at(1), "2.50", country="DE"), refund("a", "e2", at(2), "1.00"))
+    ((customer, row),) = stored(feeder)
+    layout = layout_of(feeder.policy, dimensions_of(feeder.policy))
+    assert customer == "a"
+    assert row[:4] == zlib.crc32(layout.json).to_bytes(4, "little")
+    assert len(row) == layout.head.itemsize + 16 == 4 + 4 + 3 * 8 + 2 * 4 + 2 * 8 + (2 + 8) + (4 + 8) + 1 + 2 * 8
+    assert [int.from_bytes(row[at_ : at_ + 8], "little") for at_ in (-16 + len(row), -8 + len(row))] == hashes(["e1", "e2"])
+    assert orjson.loads(layout.json) == {
+        "format": FORMAT,
+        "currency": "USD",
+        "dimensions": {"lifecycle": ["new", "potential", "regular", "lapsed"]},
+        "attributes": ["country"],
+    }
+    assert Layout.parse(layout.json) == layout
+
+
+@pytest.mark.parametrize(("before", "after"), [(16, 16), (16, 4), (4, 16), (1, 3), (21, 20), (22, 23), (255, 2), (2, 1)])
+def test_remembered_ids_survive_another_limit(before: int, after: int) -> None:
+    """A policy that remembers fewer ids keeps the latest; one that remembers more starts with what there is."""
+    feeder = Feeder(make_policy(remembered=before))
+    names = [f"e{i}" for i in range(22)]
+    feeder.feed(*(purchase("a", name, at(i)) for i, name in enumerate(names)), purchase("b", "only", at(30)))
+    table = loaded(feeder, make_policy(remembered=after))
+    assert remembered(table, "a") == hashes(names[-min(before, after) :])
+    assert remembered(table, "b") == hashes(["only"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (3, 3)])
+def test_ids_are_forgotten_oldest_first_after_a_reload(before: int, after: int) -> None:
+    """Whatever the limits, the next id takes the place of the oldest one."""
+    feeder = Feeder(make_policy(remembered=before))
+    feeder.feed(*(purchase("a", f"e{i}", at(i)) for i in range(5)))
+    feeder.load(make_policy(remembered=after))
+    feeder.feed(purchase("a", "next", at(10)))
+    names = [f"e{i}" for i in range(5 - min(before, after), 5)]
+    assert remembered(feeder.processor.table, "a") == hashes([*names, "next"][-after:])
+    feeder.load()
+    assert remembered(feeder.processor.table, "a") == hashes([*names, "next"][-after:])
+
+
+def relabelled(layout: Layout, **labels: tuple[str, ...]) -> Layout:
+    return Layout(layout.currency, labels, layout.attributes)
+
+
+def test_labels_are_known_by_name() -> None:
+    """Stored label codes mean the labels of the stored layout; what the policy no longer has becomes no label."""
+    feeder = filled(make_policy())
+    (old,) = feeder.store.header(0).layouts.values()
+    other = relabelled(old, value=("high", "low"), lifecycle=("lapsed", "asleep", "new", "regular"))
+    table = CustomerTable(feeder.policy)
+    for customer, label in (("a", (0, 0)), ("b", (1, 1)), ("c", (0, 2)), ("d", (0, 3)), ("e", (0, NO_LABEL))):
+        head = np.zeros(1, dtype=other.head)
+        head["layout"], head["label"], head["changed_at"] = other.id, label, (5, 7)
+        for group in unpack([(customer, head.tobytes())], {other.id: other}):
+            load(table, dimensions_of(feeder.policy), group, {})
+    names = [*dimensions_of(feeder.policy)[0].labels, None]
+    found = {customer: names[int(table.label[row, 0])] for customer, row in table.index.items()}
+    assert found == {"a": "lapsed", "b": None, "c": "new", "d": "regular", "e": None}
+    assert {int(table.changed_at[row, 0]) for row in table.index.values()} == {7}
+
+
+def test_dimensions_are_known_by_name() -> None:
+    """Under a policy with other dimensions, each keeps its own labels; a new one starts without."""
+    both = {"slow": ("30d", 3, "300d"), "fast": ("10d", 2, "20d")}
+    feeder = filled(make_policy(dimensions=both))
+    before = feeder.processor.table
+    policy = make_policy(dimensions={"fresh": ("30d", 3, "90d"), "fast": both["fast"], "slow": both["slow"]})
+    after = loaded(feeder, policy)
+    for customer, row in before.index.items():
+        slow, fast = before.label[row].tolist()
+        assert after.label[after.index[customer]].tolist() == [NO_LABEL, fast, slow]
+        slow, fast = before.changed_at[row].tolist()
+        assert after.changed_at[after.index[customer]].tolist() == [NEVER, fast, slow]
+    alone = loaded(feeder, make_policy(dimensions={"fast": both["fast"]}))
+    assert {alone.label.shape[1], alone.label[alone.index["many"], 0]} == {1, before.label[before.index["many"], 1]}
+
+
+def test_attributes_are_known_by_name() -> None:
+    """An attribute that the policy dropped is not loaded, a new one is empty, the others keep value and instant."""
+    feeder = filled(make_policy(keep=["country", "channel"]))
+    table = loaded(feeder, make_policy(keep=["category", "channel"]))
+    texts = table.values["channel"]
+    found = {customer: texts.text(int(table.value[row, 1])) for customer, row in table.index.items()}
+    assert found == {"many": None, "signed": "online", "returns": None, "żółw": "store"}
+    assert table.value_at[table.index["żółw"], 1] == at(63)
+    assert (table.value[table.rows, 0] == NO_VALUE).all()
+    assert (table.value_at[table.rows, 0] == NEVER).all()
+
+
+@pytest.mark.xfail(reason="BatchProcessor.load: stored texts are coded anew under a lower cap", strict=True)
+def test_a_lower_cap_of_values_changes_no_stored_value() -> None:
+    """The cap is for new texts: what was stored before it was lowered stays what it was, for every reader."""
+    feeder = Feeder(make_policy(keep=["country"]))
+    feeder.feed(*(purchase(c, f"1{c}", at(0), country=c) for c in "abcd"))
+    feeder.load(make_policy(keep=["country"], max_values=2))
+    feeder.feed(*(purchase(c, f"2{c}", at(1)) for c in "abcd"), purchase("e", "1e", at(1), country="e"))
+    expected = {c: {"country": c} for c in "abcd"} | {"e": {"country": OTHER}}
+    assert {name: customer["attributes"] for name, customer in feeder.customers().items()} == expected
+    feeder.load()
+    feeder.feed(*(purchase(c, f"3{c}", at(2)) for c in "abcde"))
+    assert {name: customer["attributes"] for name, customer in feeder.customers().items()} == expected
+
+
+def test_rows_of_several_layouts_lie_side_by_side() -> None:
+    """A row keeps its layout until it is written again; both sorts are read, each in its own."""
+    feeder = Feeder(make_policy(keep=["country"]))
+    feeder.feed(purchase("old", "1", at(0), country="DE"), purchase("new", "2", at(0), country="FR"))
+    feeder.load(make_policy(keep=["channel", "country"], remembered=2))
+    feeder.feed(purchase("new", "3", at(1), channel="online"))
+    header = feeder.store.header(0)
+    assert len(header.layouts) == 2
+    assert {group.layout.attributes: group.customers for group in unpack(stored(feeder), header.layouts)} == {
+        ("country",): ["old"],
+        ("channel", "country"): ["new"],
+    }
+    assert feeder.customer("old")["attributes"] == {"country": "DE"}
+    assert feeder.customer("new")["attributes"] == {"channel": "online", "country": "FR"}
+
+
+def test_another_base_currency_is_refused() -> None:
+    """Amounts in another base currency are not loaded; the error names both and what to do."""
+    feeder = filled(make_policy())
+    with pytest.raises(StateError, match="stored amounts are in USD, the policy's base is EUR; set money.base back"):
+        feeder.load(make_policy(base="EUR"))
+
+
+def damaged(row: bytes) -> list[bytes]:
+    """The row, shortened, lengthened or miscounted."""
+    fixed = len(row) - 8 * 16
+    return [row[:4], row[:20], row[:-1], row[:-8], row + b"\0", row + bytes(8), row[:fixed], row[: fixed - 1],
+            row[: fixed - 1] + b"\x0f" + row[fixed:], row[: fixed - 1] + b"\xff" + row[fixed:]]  # fmt: skip
+
+
+def test_damaged_rows_are_refused() -> None:
+    """A row of the wrong length is refused as damaged, and the error names the customer."""
+    feeder = filled(make_policy())
+    header = feeder.store.header(0)
+    rows = dict(stored(feeder))
+    assert len(rows["many"]) == next(iter(header.layouts.values())).head.itemsize + 8 * 16
+    for bad in damaged(rows["many"]):
+        with pytest.raises(StateError, match="the stored row of customer 'many' is damaged; restore the store"):
+            unpack([("signed", rows["signed"]), ("many", bad)], header.layouts)
+
+
+@pytest.mark.parametrize("row", [b"", b"\0", b"\1\2\3\4", b"\1\2\3\4" + bytes(100)])
+def test_rows_without_a_stored_layout_are_refused(row: bytes) -> None:
+    """A row that no stored layout explains is refused, and the error names the customer."""
+    feeder = filled(make_policy())
+    with pytest.raises(StateError, match="the row of customer 'x' has a layout that is not stored"):
+        unpack([("x", row)], feeder.store.header(0).layouts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"null", b"7", b'{"format":1}', b'{"format":1,"currency":"USD","dimensions":[],"attributes":[]}',
+     b'{"format":1,"currency":"USD","dimensions":{"a":1},"attributes":[]}', b'{"currency":"USD","dimensions":{},"attributes":[]}'],
+)  # fmt: skip
+def test_damaged_layouts_are_refused(text: bytes) -> None:
+    """A stored layout that is no layout is refused as damaged."""
+    with pytest.raises(StateError, match="a stored row layout is damaged"):
+        Layout.parse(text)
+
+
+def test_newer_layouts_are_refused() -> None:
+    """A layout of a later format is refused, and the error says to run a newer version."""
+    layout: dict[str, Any] = {"format": FORMAT + 1, "currency": "USD", "dimensions": {}, "attributes": []}
+    with pytest.raises(StateError, match=f"in format {FORMAT + 1}, this version reads format {FORMAT}; run a newer version"):
+        Layout.parse(orjson.dumps(layout))
+
+
+def test_nothing_stored_is_nothing_loaded() -> None:
+    """No rows are no groups, and packing no rows gives none."""
+    policy = make_policy()
+    table = CustomerTable(policy)
+    assert unpack([], {}) == []
+    assert pack(table, layout_of(policy, dimensions_of(policy)), table.rows) == []
+    relabel_deadlines(table, dimensions_of(policy), at(0))
+    assert table.earliest_deadline == FOREVER
