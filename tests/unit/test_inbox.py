@@ -56,7 +56,6 @@ def test_an_empty_inbox_gives_nothing(inbox: Inbox) -> None:
     assert inbox.take(10, NONE) is None
     assert inbox.take(10, ALL) is None
     assert inbox.roles == set()
-    assert inbox.last_recorded() == 0
     assert inbox.size("purchases") == 0
 
 
@@ -87,8 +86,6 @@ def test_the_clock_decides_what_time_is() -> None:
     put(inbox, "purchases", 0, 5, 1, recorded=[10, 12])
     put(inbox, "signups", 0, 9, 0, recorded=[9, 11])
     assert taken(inbox.take(10, NONE)) == ["s9", "p5", "s0", "p1"]
-    put(inbox, "purchases", 2, 5, 6, recorded=[14, 13])
-    assert inbox.last_recorded() == at(14)
 
 
 def test_nothing_overtakes_a_topic_that_is_not_drained(inbox: Inbox) -> None:
@@ -127,6 +124,20 @@ def test_a_topic_may_hold_back_itself_only_by_others(inbox: Inbox) -> None:
     """A topic that is not drained hands out what waits of it: its own next record can only come after."""
     put(inbox, "purchases", 0, 1, 2)
     assert taken(inbox.take(100, frozenset({"purchases"}))) == ["p1", "p2"]
+
+
+def test_nothing_produced_after_the_horizon_is_handed_out(inbox: Inbox) -> None:
+    """From the first record on that was produced after the horizon all wait, in one topic and in several."""
+    put(inbox, "purchases", 0, 1, 2, 3, recorded=[10, 11, 12])
+    assert inbox.take(100, NONE, at(10) - 1) is None
+    batch = inbox.take(100, NONE, at(11))
+    assert taken(batch) == ["p1", "p2"]
+    assert batch is not None
+    assert batch.ranges == {"purchases": (0, 2)}
+    put(inbox, "signups", 0, 0, 4, 5, recorded=[10, 13, 13])
+    assert taken(inbox.take(100, NONE, at(11))) == ["s0"]
+    assert taken(inbox.take(100, frozenset({"purchases"}), at(20))) == ["p3"]
+    assert taken(inbox.take(100, NONE, at(13))) == ["s4", "s5"]
 
 
 def test_late_records_stay_behind_the_record_before_them(inbox: Inbox) -> None:
