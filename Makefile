@@ -1,0 +1,51 @@
+# Each target is a thin line over the command or pytest. `make demo` and `make test` set themselves up.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: install demo test unit lint bench kafka lock schemas clean
+
+install: $(READY)
+
+$(READY): requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "segmenter needs Python 3.11 or newer; name it: make PYTHON=/path/to/python3"; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/segmenter demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+unit: $(READY)  # without servers
+	$(BIN)/python -m pytest tests/unit tests/properties
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)
+	$(BIN)/python -m tests.bench
+
+kafka: $(READY)  # a real Apache Kafka in the foreground
+	$(BIN)/python -m tests.support.real_kafka
+
+lock:  # needs uv; exact versions and hashes, no index
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra embedded pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--extra embedded --group dev pyproject.toml -o requirements-dev.lock
+
+schemas: $(READY)
+	$(BIN)/segmenter schemas
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .pytest_cache
