@@ -187,10 +187,10 @@ def _refused(error: ValidationError) -> Refused:
     path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))
     if first["type"] in ("json_invalid", "dict_type", "model_attributes_type"):
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
-    if first["type"] == "missing" or first.get("input", "") is None:
-        return Refused(
-            "missing_field", f"{path}: is {'null, and' if first['type'] != 'missing' else 'missing, and'} required"
-        )
+    if first["type"] == "missing":
+        return Refused("missing_field", f"{path}: is missing, and required")
+    if first.get("input", "") is None:
+        return Refused("missing_field", f"{path}: is null, and required")
     message = first["msg"].replace("Input should be", "must be").replace("String should", "must")
     return Refused("invalid_field", f"{path or 'kind'}: {message}")
 

@@ -27,6 +27,10 @@ class StoreUnavailable(Recoverable):
     """The store did not answer or refused the write."""
 
 
+class KafkaUnavailable(Recoverable):
+    """Kafka did not answer about a partition."""
+
+
 class StaleOwner(Recoverable):
     """Another worker has taken the shard; nothing of the commit was written."""
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
+from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from models.events import ROLES, Role
 from streams import metrics
 from streams.commit import Range, ShardHeader
-from streams.errors import OffsetGap, StoreUnavailable
+from streams.errors import KafkaUnavailable, OffsetGap, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange, Progress
 from streams.outbox import Outbox
 from streams.ports import Publisher, StateStore
@@ -154,7 +155,10 @@ class Shards:
             if self._runners.get(shard) is not runner:
                 return
             tps = {self._tp(shard, role) for role in ROLES}
-            ranges = await self.consumer.log_ranges(tps)
+            try:
+                ranges = await self.consumer.log_ranges(tps)
+            except KafkaError as error:
+                raise KafkaUnavailable(f"Kafka did not say where shard {shard} begins and ends: {error}") from None
             header = await self._load(runner.processor, {self._roles[tp.topic]: each for tp, each in ranges.items()})
             await self.consumer.seek_to({self._tp(shard, role): header.offsets[role] for role in ROLES})
             runner.reloaded(header)

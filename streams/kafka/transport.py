@@ -17,13 +17,14 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import aiokafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from models.batch import Record
 from models.errors import SegmenterError
+from streams.errors import OffsetGap, ServiceUnavailable, StaleOwner
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 200
@@ -178,7 +179,19 @@ class BatchConsumer(driver.Consumer):
 
         What arrives while a rebalance has stopped the flow is dropped: the assignment that follows positions anew.
         """
-        fetched, _ = await self._wait_next_records(timeout)
+        try:
+            fetched, _ = await self._wait_next_records(timeout)
+        except OffsetOutOfRangeError as error:
+            self.app.fail(
+                OffsetGap(
+                    f"Kafka no longer holds the records that come next ({error}): its retention is shorter than this "
+                    "worker's delay. Start the worker again, which says what can be done"
+                )
+            )
+            return
+        except NoOffsetForPartitionError:
+            # A partition that is assigned and not positioned yet.
+            return
         generation = self.app.consumer_generation_id
         for tp, batch in (fetched or {}).items():
             if self.should_stop or not self.flow_active or self.app.consumer_generation_id != generation:
@@ -202,14 +215,23 @@ class BatchConsumer(driver.Consumer):
         except SegmenterError as error:
             self.app.fail(error)
             return
+        except KafkaError as error:
+            self.app.fail(ServiceUnavailable(f"Kafka did not say where the assigned partitions begin and end: {error}"))
+            return
         self._kafka_commit.update({tp: log.committed for tp, log in ranges.items() if log.committed is not None})
         await self.seek_to(offsets)
         self.app.positioned()
 
     async def seek_to(self, offsets: Mapping[TP, int]) -> None:
-        """Position partitions; what was fetched before belongs to an earlier epoch."""
+        """Position partitions; what was fetched before belongs to an earlier epoch.
+
+        Raises StaleOwner if one of them is not assigned any more.
+        """
         self._epoch += 1
-        await self._thread.seek_to(offsets, dict.fromkeys(offsets, self._epoch))
+        try:
+            await self._thread.seek_to(offsets, dict.fromkeys(offsets, self._epoch))
+        except IllegalStateError as error:
+            raise StaleOwner(f"{error}; waiting for the next assignment") from None
         for tp in offsets:
             self._read_offset[tp] = None
 
@@ -222,7 +244,9 @@ class BatchConsumer(driver.Consumer):
         return self.read_from.get(tp, (0, 0))[1]
 
     async def log_ranges(self, tps: set[TP]) -> dict[TP, LogRange]:
-        """What Kafka holds of each partition."""
+        """What Kafka holds of each partition. Raises StaleOwner if they are not all assigned, or KafkaError."""
+        if not tps <= self.assignment():
+            raise StaleOwner("the shard's partitions are being reassigned")
         return await self._thread.log_ranges(tps)
 
     def progress(self, tp: TP) -> Progress | None:

@@ -55,7 +55,9 @@ def test_columns_say_what_the_events_say() -> None:
         refund("b", "e2", at(1, 5), "2", currency="EUR"),
         tick(at(2)),
     ]
-    records = [record(event, offset, 1_704_500_000_000 + offset) for offset, event in zip((3, 4, 8), events, strict=True)]
+    records = [
+        record(event, offset, 1_704_500_000_000 + offset) for offset, event in zip((3, 4, 8), events, strict=True)
+    ]
     batch, refusals = read("purchases", records, READER)
     assert refusals == []
     assert len(batch) == 3
@@ -102,9 +104,9 @@ def test_invalid_json(value: bytes, role: Role) -> None:
 @pytest.mark.parametrize("name", ["event_id", "customer_id", "order_id", "occurred_at", "amount", "currency"])
 def test_missing_field(name: str) -> None:
     """A required field that is absent or null is refused as missing_field, and named."""
-    for event in (without(name), {**GOOD, name: None}):
+    for event, what in ((without(name), "missing"), ({**GOOD, name: None}, "null")):
         refusal = refusal_of(event)
-        assert (refusal.code, refusal.reason) == ("missing_field", f"{name}: is required")
+        assert (refusal.code, refusal.reason) == ("missing_field", f"{name}: is {what}, and required")
 
 
 @pytest.mark.parametrize("name", ["event_id", "customer_id", "occurred_at"])
@@ -113,8 +115,8 @@ def test_missing_field_of_signups_and_erasures(name: str, role: Role) -> None:
     """Signups and erasures need an id, a customer and an instant, and a tick its instant."""
     event = {key: value for key, value in signup("a", "e9", at(0)).items() if key not in ("kind", name)}
     refusal = refusal_of(event, role)
-    assert (refusal.code, refusal.reason) == ("missing_field", f"{name}: is required")
-    assert refusal_of({"kind": "tick"}).reason == "occurred_at: is required"
+    assert (refusal.code, refusal.reason) == ("missing_field", f"{name}: is missing, and required")
+    assert refusal_of({"kind": "tick"}).reason == "occurred_at: is missing, and required"
 
 
 @pytest.mark.parametrize(
@@ -159,12 +161,15 @@ def test_a_kind_belongs_on_its_topic() -> None:
     assert refusal_of({**GOOD, "kind": "signup"}).reason.startswith("kind: ")
 
 
-@pytest.mark.xfail(reason="models.batch: union_tag_not_found is told as invalid_field, in pydantic's words", strict=True)
+@pytest.mark.xfail(
+    reason="models.batch: union_tag_not_found is told as invalid_field, in pydantic's words", strict=True
+)
 @pytest.mark.parametrize("event", [without("kind"), {**GOOD, "kind": None}])
 def test_missing_kind(event: Event) -> None:
     """On the purchases topic the kind is required like any other field."""
     refusal = refusal_of(event)
-    assert (refusal.code, refusal.reason) == ("missing_field", "kind: is required")
+    assert refusal.code == "missing_field"
+    assert refusal.reason.startswith("kind: ")
 
 
 @pytest.mark.parametrize("key", [None, b"", b"b", b"A", b"a ", b"\xff"])
@@ -198,7 +203,9 @@ def test_wrong_partition() -> None:
 def test_a_tick_needs_no_key_and_belongs_on_every_partition() -> None:
     """Ticks are accepted wherever they are found, with any key or none."""
     for partition in range(4):
-        batch, refusals = read("purchases", [Rec(json.dumps(tick(at(0))).encode(), b"x")], Reader(POLICY, partition, 4, FOREVER))
+        batch, refusals = read(
+            "purchases", [Rec(json.dumps(tick(at(0))).encode(), b"x")], Reader(POLICY, partition, 4, FOREVER)
+        )
         assert (batch.kind.tolist(), refusals) == ([Kind.TICK], [])
 
 
@@ -245,8 +252,8 @@ def test_empty_value(role: Role) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "cents"),
-    [(0, 0), (5, 500), (5.5, 550), (0.01, 1), (0.07, 7), (19.99, 1999), (1e3, 100_000), (1234567890.12, 123_456_789_012),
-     (1234567890123.45, 123_456_789_012_345), ("0.070", 7)],
+    [(0, 0), (5, 500), (5.5, 550), (0.01, 1), (0.07, 7), (19.99, 1999), (1e3, 100_000),
+     (1234567890.12, 123_456_789_012), (1234567890123.45, 123_456_789_012_345), ("0.070", 7)],
 )  # fmt: skip
 def test_amounts_may_be_json_numbers(amount: Any, cents: int) -> None:
     """A JSON number is the amount its digits say, exactly."""

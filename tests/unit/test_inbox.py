@@ -25,7 +25,12 @@ def event_of(role: Role, day: float) -> Event:
 
 
 def put(
-    inbox: Inbox, role: Role, start: int, *days: float | str, end: int | None = None, recorded: Iterable[float] | None = None
+    inbox: Inbox,
+    role: Role,
+    start: int,
+    *days: float | str,
+    end: int | None = None,
+    recorded: Iterable[float] | None = None,
 ) -> None:
     """One fetch of a topic from an offset on: an event for each day, an unusable record for each BAD."""
     records = []

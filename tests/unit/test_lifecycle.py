@@ -142,7 +142,9 @@ def test_the_policy_sets_the_boundaries() -> None:
     """Other durations and another count of orders move every boundary."""
     dimension = Lifecycle("pace", LifecyclePolicy(potential_after="1d", regular_orders=2, lapse_after="2d"))  # type: ignore[arg-type]
     table = table_of(buyer(1), buyer(2), {"signed_up_at": at(0)})
-    codes = [dimension.label(table, table.rows, np.full(3, at(0, after))).tolist() for after in (DAY, DAY + 1, 2 * DAY + 1)]
+    codes = [
+        dimension.label(table, table.rows, np.full(3, at(0, after))).tolist() for after in (DAY, DAY + 1, 2 * DAY + 1)
+    ]
     assert [[dimension.labels[code] for code in row] for row in codes] == [
         ["new", "regular", "new"],
         ["new", "regular", "potential"],

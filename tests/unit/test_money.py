@@ -83,7 +83,7 @@ def test_long_amounts_lose_nothing(amount: str, cents: int) -> None:
     ],
 )  # fmt: skip
 def test_too_many_decimals_are_refused(base: str, amount: str, currency: str) -> None:
-    """An amount finer than its currency's minor unit is refused, not rounded, and the reason says how fine it may be."""
+    """An amount finer than its currency's minor unit is refused, not rounded; the reason says how fine it may be."""
     converter = Converter(base, {"JPY": Decimal("0.0067")} if base == "USD" else {})
     assert code_of(converter, amount, currency) == "too_many_decimals"
     with pytest.raises(Refused, match=rf"{currency} has \({exponent(currency)}\)"):
@@ -175,7 +175,8 @@ def test_an_empty_column_stays_empty() -> None:
     [
         ("USD", 0, "0.00"), ("USD", 5, "0.05"), ("USD", 1230, "12.30"), ("USD", -5, "-0.05"), ("USD", -1230, "-12.30"),
         ("USD", -100, "-1.00"), ("USD", 10**18 + 1, "10000000000000000.01"), ("JPY", 1500, "1500"),
-        ("JPY", -1500, "-1500"), ("JPY", 0, "0"), ("KWD", 1, "0.001"), ("KWD", -12_345, "-12.345"), ("CLF", 1, "0.0001"),
+        ("JPY", -1500, "-1500"), ("JPY", 0, "0"), ("KWD", 1, "0.001"), ("KWD", -12_345, "-12.345"),
+        ("CLF", 1, "0.0001"),
     ],
 )  # fmt: skip
 def test_text_has_the_currencys_decimals(base: str, minor: int, written: str) -> None:

@@ -63,7 +63,9 @@ def test_what_is_no_event_is_still_a_record(value: bytes) -> None:
 @pytest.mark.parametrize("customer", [None, 17, ["a"], {}])
 def test_a_customer_that_is_no_text_is_no_key(customer: Any) -> None:
     """Only a text can be a key."""
-    assert recorded_event(json.dumps({**purchase("a", "1", at(0)), "customer_id": customer}).encode(), "f", 1).key is None
+    assert (
+        recorded_event(json.dumps({**purchase("a", "1", at(0)), "customer_id": customer}).encode(), "f", 1).key is None
+    )
 
 
 def test_keys_are_utf8() -> None:
@@ -107,7 +109,9 @@ def test_a_name_does_not_make_a_file_compressed(tmp_path: Path) -> None:
 def test_files_are_merged_by_time(tmp_path: Path) -> None:
     """The earliest next event of all files comes first; at one instant the file named first."""
     one = write(tmp_path, "one", lines([signup("a", "s0", at(0)), signup("a", "s5", at(5)), signup("a", "s6", at(6))]))
-    two = write(tmp_path, "two", lines([purchase("a", "p0", at(0)), purchase("a", "p3", at(3)), purchase("a", "p5", at(5))]))
+    two = write(
+        tmp_path, "two", lines([purchase("a", "p0", at(0)), purchase("a", "p3", at(3)), purchase("a", "p5", at(5))])
+    )
     assert ids(read_recorded([one, two])) == ["s0", "p0", "p3", "s5", "p5", "s6"]
     assert ids(read_recorded([two, one])) == ["p0", "s0", "p3", "p5", "s5", "s6"]
 
@@ -151,7 +155,7 @@ def test_a_missing_file_is_a_wrong_setting(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_told_after_its_good_lines(tmp_path: Path) -> None:
-    """A gzip file that ends too early, or whose content is wrong, stops the reading with an error and not in silence."""
+    """A gzip file that ends too early, or whose content is wrong, ends the reading with an error, not in silence."""
     whole = gzip.compress(lines(purchase("a", str(i * 7919 % 10_007), at(i)) for i in range(3000)))
     middle = len(whole) // 2
     for name, content in (

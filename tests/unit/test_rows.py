@@ -100,7 +100,9 @@ def test_a_row_is_as_documented() -> None:
     assert customer == "a"
     assert row[:4] == zlib.crc32(layout.json).to_bytes(4, "little")
     assert len(row) == layout.head.itemsize + 16 == 4 + 4 + 3 * 8 + 2 * 4 + 2 * 8 + (2 + 8) + (4 + 8) + 1 + 2 * 8
-    assert [int.from_bytes(row[at_ : at_ + 8], "little") for at_ in (-16 + len(row), -8 + len(row))] == hashes(["e1", "e2"])
+    assert [int.from_bytes(row[at_ : at_ + 8], "little") for at_ in (-16 + len(row), -8 + len(row))] == hashes(
+        ["e1", "e2"]
+    )
     assert orjson.loads(layout.json) == {
         "format": FORMAT,
         "currency": "USD",
@@ -110,7 +112,9 @@ def test_a_row_is_as_documented() -> None:
     assert Layout.parse(layout.json) == layout
 
 
-@pytest.mark.parametrize(("before", "after"), [(16, 16), (16, 4), (4, 16), (1, 3), (21, 20), (22, 23), (255, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(16, 16), (16, 4), (4, 16), (1, 3), (21, 20), (22, 23), (255, 2), (2, 1)]
+)
 def test_remembered_ids_survive_another_limit(before: int, after: int) -> None:
     """A policy that remembers fewer ids keeps the latest; one that remembers more starts with what there is."""
     feeder = Feeder(make_policy(remembered=before))
@@ -216,7 +220,7 @@ def test_rows_of_several_layouts_lie_side_by_side() -> None:
 def test_another_base_currency_is_refused() -> None:
     """Amounts in another base currency are not loaded; the error names both and what to do."""
     feeder = filled(make_policy())
-    with pytest.raises(StateError, match="stored amounts are in USD, the policy's base is EUR; set money.base back"):
+    with pytest.raises(StateError, match=r"stored amounts are in USD, the policy's base is EUR; set money\.base back"):
         feeder.load(make_policy(base="EUR"))
 
 
@@ -249,7 +253,8 @@ def test_rows_without_a_stored_layout_are_refused(row: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [b"", b"{", b"[]", b"null", b"7", b'{"format":1}', b'{"format":1,"currency":"USD","dimensions":[],"attributes":[]}',
-     b'{"format":1,"currency":"USD","dimensions":{"a":1},"attributes":[]}', b'{"currency":"USD","dimensions":{},"attributes":[]}'],
+     b'{"format":1,"currency":"USD","dimensions":{"a":1},"attributes":[]}',
+     b'{"currency":"USD","dimensions":{},"attributes":[]}'],
 )  # fmt: skip
 def test_damaged_layouts_are_refused(text: bytes) -> None:
     """A stored layout that is no layout is refused as damaged."""
@@ -260,7 +265,9 @@ def test_damaged_layouts_are_refused(text: bytes) -> None:
 def test_newer_layouts_are_refused() -> None:
     """A layout of a later format is refused, and the error says to run a newer version."""
     layout: dict[str, Any] = {"format": FORMAT + 1, "currency": "USD", "dimensions": {}, "attributes": []}
-    with pytest.raises(StateError, match=f"in format {FORMAT + 1}, this version reads format {FORMAT}; run a newer version"):
+    with pytest.raises(
+        StateError, match=f"in format {FORMAT + 1}, this version reads format {FORMAT}; run a newer version"
+    ):
         Layout.parse(orjson.dumps(layout))
 
 

@@ -119,7 +119,9 @@ def test_a_lapse_is_decided_by_the_first_later_record(shard: Feeder) -> None:
 
 def test_changes_are_ordered_by_deciding_record_then_deadline_then_customer(shard: Feeder) -> None:
     """Within one deciding record lapses come first, by deadline, then customer; then the event's own change."""
-    shard.feed(purchase("b", "1", at(0)), purchase("a", "2", at(0)), purchase("c", "3", at(-1)), purchase("d", "4", at(0, 1)))
+    shard.feed(
+        purchase("b", "1", at(0)), purchase("a", "2", at(0)), purchase("c", "3", at(-1)), purchase("d", "4", at(0, 1))
+    )
     changes = shard.feed(purchase("e", "5", at(91)), purchase("b", "6", at(92)))
     assert moves(changes) == [
         ("c", "new", "lapsed", "time"), ("a", "new", "lapsed", "time"), ("b", "new", "lapsed", "time"),
@@ -262,7 +264,7 @@ def test_the_ingestion_clock_is_the_running_maximum_of_record_times() -> None:
 
 @pytest.mark.parametrize("one_batch", [True, False])
 def test_a_redelivered_event_counts_once(shard: Feeder, one_batch: bool) -> None:
-    """An event_id that is remembered adds nothing, in the same batch or a later one; another customer's may be equal."""
+    """An event_id that is remembered adds nothing, in the same batch or a later one; another customer's may."""
     events = [
         purchase("a", "1", at(0), "5.00"), purchase("a", "1", at(0), "5.00"), refund("a", "1", at(1), "5.00"),
         purchase("b", "1", at(2), "7.00"), purchase("a", "2", at(3), "5.00"), purchase("a", "1", at(4), "9.00"),
@@ -379,7 +381,9 @@ def test_a_total_that_would_be_too_large_is_refused(shard: Feeder, build: Any, c
     """An event that fits exactly is counted; one minor unit more is refused as total_too_large, and can come again."""
     shard.feed(purchase("a", "0", at(0)), purchase("b", "1", at(0)))
     overflowing(shard, column, 100)
-    step = shard.step([build("a", "2", at(1), "1.01"), purchase("b", "3", at(1), "1.01"), build("a", "4", at(2), "1.00")])
+    step = shard.step(
+        [build("a", "2", at(1), "1.01"), purchase("b", "3", at(1), "1.01"), build("a", "4", at(2), "1.00")]
+    )
     (refusal,) = step.outcome.overflowed
     assert (refusal.role, refusal.code, refusal.record.offset) == ("purchases", "total_too_large", 2)
     assert "check the amounts" in refusal.reason
@@ -443,7 +447,10 @@ def test_an_erasure_in_two_dimensions() -> None:
     shard = Feeder(TWO)
     shard.feed(purchase("a", "1", at(0)))
     changes = shard.feed(erasure("a", "x", at(1)))
-    assert [(change["dimension"], change["to"], change["sequence"]) for change in changes] == [("slow", None, 3), ("fast", None, 4)]
+    assert [(change["dimension"], change["to"], change["sequence"]) for change in changes] == [
+        ("slow", None, 3),
+        ("fast", None, 4),
+    ]
     assert changes[-1]["segments"] == {"slow": None, "fast": None}
 
 

@@ -1,0 +1,248 @@
+"""Events per second of one worker and of the naive agent: each alone, on its own fresh broker and Redis.
+
+The process under test is started on a few events that warm it up, joins its group and handles them. Then it is
+halted (SIGSTOP), every event to be measured is produced, and it is let go (SIGCONT): the clock runs from there, with
+everything to do lying on the broker, until all of it is done. Start-up, group join and producing are outside.
+
+Done means, for the worker, that Redis holds the state and the offset of every event and that the broker has
+acknowledged every change; for the naive agent only that it has written the state of every event to Redis.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import orjson
+import redis
+from confluent_kafka import Consumer, TopicPartition
+
+from streams.embedded.broker import PARTITIONS
+from streams.embedded.server import LOOPBACK, OwnedProcess, free_ports
+from streams.embedded.stack import EmbeddedStack
+from streams.settings import Settings
+from streams.store.keys import shard_keys
+from tests.bench.events import PARTITION_LIMIT, RECORD_OVERHEAD, Events, produce
+
+_READY_WITHIN: Final = 60.0
+_DONE_WITHIN: Final = 600.0
+#: Idle time after the warm-up, so that its last commit and acknowledgement are over.
+_SETTLE: Final = 1.0
+_POLL: Final = 0.005
+
+
+class BenchError(RuntimeError):
+    """The run cannot be used: something was lost, doubled, different or too late."""
+
+
+class Contender(ABC):
+    """A process under test. It reads ``purchases`` and publishes to ``segment-changes``."""
+
+    name: ClassVar[str]
+
+    def __init__(self, stack: EmbeddedStack, client: redis.Redis) -> None:
+        self.stack = stack
+        self.client = client
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The command that starts it."""
+
+    @abstractmethod
+    def processed(self) -> int:
+        """How many events are done, asked of Redis."""
+
+    def mean_batch(self) -> float:
+        """Records a commit, as far as it batches."""
+        return 1.0
+
+
+class SegmenterWorker(Contender):
+    """``segmenter worker`` with every setting at its default but for the addresses: ingestion clock, default policy."""
+
+    name = "segmenter worker"
+
+    def __init__(self, stack: EmbeddedStack, client: redis.Redis) -> None:
+        super().__init__(stack, client)
+        (self._port,) = free_ports(1)
+        self._keys = [shard_keys(Settings().namespace, shard) for shard in range(PARTITIONS)]
+
+    def command(self) -> list[str]:
+        given = {"--broker": self.stack.broker.address, "--redis": self.stack.redis.url, "--http-port": str(self._port)}
+        return [sys.executable, "-m", "streams.cli", "worker", *(part for pair in given.items() for part in pair)]
+
+    def processed(self) -> int:
+        """Events committed; while a change has not been acknowledged by the broker, one less."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for keys in self._keys:
+                pipe.hget(keys.shard, "offset:purchases")
+                pipe.hlen(keys.outbox)
+            answers = pipe.execute()
+        return sum(int(offset or 0) for offset in answers[::2]) - any(answers[1::2])
+
+    def mean_batch(self) -> float:
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+        found = {name: float(value) for name, value in re.findall(r"^segmenter_batch_records_(sum|count) (\S+)$", text, re.M)}
+        return found["sum"] / found["count"]
+
+
+class NaiveAgent(Contender):
+    """The Faust agent of ``naive_agent.py``."""
+
+    name = "naive Faust agent"
+
+    def command(self) -> list[str]:
+        script = Path(__file__).with_name("naive_agent.py")
+        return [sys.executable, str(script), self.stack.broker.address, self.stack.redis.url]
+
+    def processed(self) -> int:
+        """Redis counts the SETs itself: one for each event."""
+        stats: Any = self.client.info("commandstats")
+        return int(stats.get("cmdstat_set", {}).get("calls", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One contender's run. ``cpu_seconds`` is its process's own, None where the machine does not tell."""
+
+    name: str
+    events: int
+    seconds: float
+    cpu_seconds: float | None
+    changes: int
+    repeated: int
+    output_bytes: int
+    mean_batch: float
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.events / self.seconds
+
+
+def measure(kind: type[Contender], events: Events) -> Run:
+    """Run one contender over the events. Raises BenchError if what comes out is not what must."""
+    with ExitStack() as running:
+        stack = running.enter_context(EmbeddedStack(Settings()))
+        client = running.enter_context(redis.Redis.from_url(stack.redis.url))
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="segmenter-bench-")))
+        contender = kind(stack, client)
+        produce(stack.broker.address, "purchases", events.warm_up)
+        log = folder / "process.log"
+        process = running.enter_context(OwnedProcess(contender.command(), log))
+
+        def wait_for(done: Callable[[], bool], within: float, what: str) -> None:
+            deadline = time.perf_counter() + within
+            while not done():
+                if time.perf_counter() > deadline or not process.running:
+                    tail = log.read_text(errors="replace")[-2000:]
+                    raise BenchError(f"{kind.name}: {what} did not happen within {within:.0f} s\n{tail}")
+                time.sleep(_POLL)
+
+        wait_for(lambda: contender.processed() == len(events.warm_up), _READY_WITHIN, "the warm-up")
+        time.sleep(_SETTLE)
+        os.kill(process.pid, signal.SIGSTOP)
+        produce(stack.broker.address, "purchases", events.measured)
+        cpu = _cpu_seconds(process.pid)
+        began = time.perf_counter()
+        os.kill(process.pid, signal.SIGCONT)
+        wait_for(lambda: contender.processed() == events.total, _DONE_WITHIN, "the last event")
+        seconds = time.perf_counter() - began
+        used = _cpu_seconds(process.pid)
+        expected = len(events.moves)
+        wait_for(lambda: sum(_ends(stack, "segment-changes")) >= expected, 30, "the last change")
+        published = _published(stack)
+        _check(kind.name, events, published, stack)
+        return Run(
+            kind.name,
+            len(events.measured),
+            seconds,
+            None if cpu is None or used is None else used - cpu,
+            len(set(published.moves)),
+            len(published.moves) - len(set(published.moves)),
+            published.largest_partition,
+            contender.mean_batch(),
+        )
+
+
+def _cpu_seconds(pid: int) -> float | None:
+    """User and system time of a process, from Linux's /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    moves: list[tuple[str, str | None, str | None, str]]
+    largest_partition: int
+
+
+def _consumer(stack: EmbeddedStack) -> Consumer:
+    return Consumer({"bootstrap.servers": stack.broker.address, "group.id": "bench", "log_level": 0})
+
+
+def _watermarks(stack: EmbeddedStack, topic: str) -> list[tuple[int, int]]:
+    consumer = _consumer(stack)
+    try:
+        return [consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10) for p in range(PARTITIONS)]
+    finally:
+        consumer.close()
+
+
+def _ends(stack: EmbeddedStack, topic: str) -> list[int]:
+    return [end for _, end in _watermarks(stack, topic)]
+
+
+def _published(stack: EmbeddedStack) -> _Published:
+    """Every change on the topic, with repeats."""
+    ends = _ends(stack, "segment-changes")
+    sizes = [0] * PARTITIONS
+    moves: list[tuple[str, str | None, str | None, str]] = []
+    consumer = _consumer(stack)
+    try:
+        consumer.assign([TopicPartition("segment-changes", p, 0) for p in range(PARTITIONS)])
+        while len(moves) < sum(ends):
+            messages = consumer.consume(1000, timeout=10)
+            if not messages:
+                raise BenchError("the changes could not be read back")
+            for message in messages:
+                if message.error() is not None:
+                    raise BenchError(message.error().str())
+                key, value, headers = message.key() or b"", message.value() or b"", message.headers() or []
+                change = orjson.loads(value)
+                moves.append((change["customer_id"], change["from"], change["to"], change["event_id"]))
+                sizes[message.partition()] += (
+                    len(key) + len(value) + sum(len(name) + len(text) for name, text in headers) + RECORD_OVERHEAD
+                )
+    finally:
+        consumer.close()
+    return _Published(moves, max(sizes))
+
+
+def _check(name: str, events: Events, published: _Published, stack: EmbeddedStack) -> None:
+    if set(published.moves) != events.moves:
+        missing, extra = events.moves - set(published.moves), set(published.moves) - events.moves
+        raise BenchError(f"{name}: {len(missing)} changes are missing and {len(extra)} should not be there")
+    if published.largest_partition > PARTITION_LIMIT:
+        raise BenchError(f"{name}: {published.largest_partition} bytes of changes in one partition are too many")
+    if sum(_ends(stack, "purchases")) != events.total:
+        raise BenchError(f"{name}: the topic does not hold {events.total} events")
+    for topic in ("purchases", "segment-changes"):
+        if any(first for first, _ in _watermarks(stack, topic)):
+            raise BenchError(f"{name}: the embedded broker dropped records of {topic}")
