@@ -117,24 +117,23 @@ class TestAway:
             server.kill()
             refused(store, StoreUnavailable, lambda _: list(parts))
 
-    def test_a_loading_redis_is_unavailable(self, start_redis: StartRedis) -> None:
+    def test_a_loading_redis_is_unavailable(self, redis_server: RealRedis, start_redis: StartRedis) -> None:
         """While Redis still reads its data at a start the store says StoreUnavailable and later finds everything."""
-        server = start_redis(aof=False, config={"enable-debug-command": "yes"})
-        with closing(RedisStore(server.url, "segmenter")) as store:
+        with redis.Redis.from_url(redis_server.url) as raw:
+            debug = {} if raw.info("server")["redis_version"] < "7" else {"enable-debug-command": "yes"}
+        server = start_redis(aof=False, config=debug)
+        with closing(RedisStore(server.url, "segmenter")) as store, redis.Redis.from_url(server.url) as raw:
             before = started(store)
-            with redis.Redis.from_url(server.url) as raw:
-                if raw.info("server")["redis_version"] < "7":
-                    pytest.skip("this Redis cannot be told to load slowly")
-                raw.config_set("key-load-delay", 300_000)
-                raw.config_set("loading-process-events-interval-bytes", 1024)
-                reload = threading.Thread(target=raw.execute_command, args=("DEBUG", "RELOAD"))
-                reload.start()
-                try:
-                    time.sleep(0.3)
-                    with closing(RedisStore(server.url, "segmenter", timeout=0.2)) as hurried:
-                        refused(hurried, StoreUnavailable, EVERYTHING["header"])
-                finally:
-                    reload.join()
+            raw.config_set("key-load-delay", 300_000)
+            raw.config_set("loading-process-events-interval-bytes", 1024)
+            reload = threading.Thread(target=raw.execute_command, args=("DEBUG", "RELOAD"))
+            reload.start()
+            try:
+                time.sleep(0.3)
+                with closing(RedisStore(server.url, "segmenter", timeout=0.2)) as hurried:
+                    refused(hurried, StoreUnavailable, EVERYTHING["header"])
+            finally:
+                reload.join()
             assert held(store) == before
 
 

@@ -308,7 +308,7 @@ def test_no_event_has_the_hash_of_an_empty_place(monkeypatch: pytest.MonkeyPatch
 def test_no_records_are_an_empty_batch() -> None:
     """A fetch of nothing is an empty batch with all its columns."""
     for role in ("signups", "purchases", "erasures"):
-        batch, refusals = read(role, [], READER)  # type: ignore[arg-type]
+        batch, refusals = read(role, [], READER)
         assert (len(batch), refusals) == (0, [])
         assert batch.attributes == {"country": [], "channel": []}
 

@@ -52,9 +52,9 @@ def test_a_policy_cannot_be_changed() -> None:
     """A policy and its sections are frozen."""
     policy = default_policy()
     with pytest.raises(ValidationError, match="frozen"):
-        policy.version = 2  # type: ignore[misc]
+        policy.version = 2
     with pytest.raises(ValidationError, match="frozen"):
-        policy.dimensions["lifecycle"].regular_orders = 2  # type: ignore[misc]
+        policy.dimensions["lifecycle"].regular_orders = 2
 
 
 @pytest.mark.parametrize(
