@@ -187,6 +187,10 @@ def _refused(error: ValidationError) -> Refused:
     path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))
     if first["type"] in ("json_invalid", "dict_type", "model_attributes_type"):
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
+    if first["type"] == "union_tag_not_found":
+        return Refused("missing_field", "kind: is missing, and required: purchase, refund or tick")
+    if first["type"] == "union_tag_invalid":
+        return Refused("invalid_field", "kind: must be purchase, refund or tick")
     if first["type"] == "missing":
         return Refused("missing_field", f"{path}: is missing, and required")
     if first.get("input", "") is None:

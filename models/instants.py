@@ -22,7 +22,7 @@ NEVER: Final = -(2**62)
 FOREVER: Final = 2**62
 
 RFC3339: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
-_SHAPE = re.compile(RFC3339)
+_SHAPE = re.compile(RFC3339.strip("^$"))
 
 
 @lru_cache(maxsize=1024)
@@ -53,7 +53,7 @@ def parse_column(texts: Sequence[str]) -> Instants:
 
 def parse(text: str) -> int:
     """One RFC 3339 text with an offset as an instant. Raises InstantError."""
-    if not _SHAPE.match(text):
+    if not _SHAPE.fullmatch(text):
         raise InstantError(f"{text!r} is not an instant; write it like 2024-01-31T09:30:00Z")
     try:
         return int(parse_column([text])[0])

@@ -7,7 +7,7 @@ through Decimal. Other currencies are converted by the policy's rates and rounde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,9 @@ from models.errors import Refused
 LARGEST_AMOUNT: Final = 10**15
 #: The most a customer's total may be; beyond it the event is refused instead of wrapping around.
 LARGEST_TOTAL: Final = 2**62
+
+#: Holds the product of any amount and any rate exactly, so that it is rounded once.
+_WIDE: Final = Context(prec=60, rounding=ROUND_HALF_EVEN)
 
 _NO_DECIMALS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
 _THREE_DECIMALS = "BHD IQD JOD KWD LYD OMR TND"
@@ -70,7 +73,7 @@ class Converter:
         decimals = exponent(currency)
         if value != value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_EVEN):
             raise Refused("too_many_decimals", f"amount {amount} has more decimals than {currency} has ({decimals})")
-        minor = int((value * rate * self._scale).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
+        minor = int(_WIDE.multiply(_WIDE.multiply(value, rate), self._scale).quantize(Decimal(1), context=_WIDE))
         if minor > LARGEST_AMOUNT:
             raise Refused("amount_too_large", f"amount {amount} {currency} is beyond what one event may be worth")
         return minor

@@ -97,7 +97,10 @@ class Segmenter:
         return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
 
     def advance(self, table: CustomerTable, instant: int, backfill: bool, most: int | None = None) -> Outcome:
-        """Let the shard's time reach ``instant``: apply every deadline before it, of at most ``most`` rows."""
+        """Let the shard's time reach ``instant``: apply every deadline before it, of at most ``most`` rows.
+
+        Those rows are the ones with the earliest deadlines.
+        """
         work = _Work(np.array([instant], dtype=np.int64), [], [])
         self._pass_due(table, instant, most, work)
         nothing = np.empty(0, dtype=np.int64)
@@ -134,7 +137,10 @@ class Segmenter:
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
         """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
-        rows = table.due(instant)[:most]
+        rows = table.due(instant)
+        if most is not None and len(rows) > most:
+            soonest = table.deadline[rows].min(axis=1)
+            rows = rows[np.argpartition(soonest, most)[:most]]
         self._pass_deadlines(table, rows, np.full(len(rows), instant, dtype=np.int64), work)
 
     def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: _Work) -> None:

@@ -21,7 +21,7 @@ from models.events import ROLES, Role
 from models.instants import NEVER, Instants
 from models.rows import layout_of, load, pack, relabel_deadlines, unpack
 from models.segmenter import Outcome, Segmenter
-from models.table import CustomerTable
+from models.table import AttributeValues, CustomerTable
 from streams.commit import Count, OutboxEntry, Range, ShardCommit, ShardHeader
 from streams.ports import StateStore
 
@@ -83,8 +83,7 @@ class BatchProcessor:
         self.table = CustomerTable(segmenter.policy)
         for attribute, texts in header.values.items():
             if attribute in self.table.values:
-                for text in texts:
-                    self.table.values[attribute].code(text)
+                self.table.values[attribute] = AttributeValues(segmenter.policy.attributes.max_values, texts)
         for stored in self._store.rows(self.shard.number):
             for group in unpack(stored, header.layouts):
                 load(self.table, segmenter.dimensions, group, header.values)
@@ -110,7 +109,7 @@ class BatchProcessor:
         history = batch.offset < self._backfill_until[batch.rank]
         outcome = self._segmenter.apply(self.table, batch, times, history)
         outcome.time = max(outcome.time, self.time)
-        return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
+        return self._step(outcome, [*refusals, *outcome.overflowed], ranges, outcome.time)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
@@ -119,7 +118,10 @@ class BatchProcessor:
         if not len(outcome.touched):
             self.time = instant
             return None
-        return self._step(outcome, (), {})
+        # What a slice left behind must be due again for whoever loads the shard next.
+        left = self.table.due(instant)
+        stored_time = int(self.table.deadline[left].min()) if len(left) else instant
+        return self._step(outcome, (), {}, stored_time)
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
@@ -135,7 +137,9 @@ class BatchProcessor:
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
         self._next_entry += 1
 
-    def _step(self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range]) -> Step:
+    def _step(
+        self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range], stored_time: int
+    ) -> Step:
         table, topics = self.table, self.shard.topics
         self.counts.update(table, outcome.touched)
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
@@ -147,7 +151,7 @@ class BatchProcessor:
             shard=self.shard.number,
             token=self.token,
             ranges=ranges,
-            time=outcome.time,
+            time=stored_time,
             policy_version=self._segmenter.policy.version,
             layout=self._layout,
             rows=list(zip(customers, pack(table, self._layout, outcome.dirty), strict=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import heapq
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
@@ -77,7 +78,7 @@ def _read_file(path: str) -> Iterator[RecordedEvent]:
             value = line.strip()
             if value:
                 yield recorded_event(value, name, number)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ConfigurationError(f"cannot read {path} to its end: {error}") from None
     finally:
         if path != STDIN:

@@ -81,7 +81,7 @@ class Replay:
         self._done = [0] * shards
         self._read = 0
         self._placed: list[_Placed] = []
-        self._refused: list[tuple[int, DeadLetter]] = []
+        self._refused: dict[int, DeadLetter] = {}
         self._store = store
 
     def feed(self, events: Iterable[RecordedEvent]) -> Iterator[int]:
@@ -106,7 +106,7 @@ class Replay:
         self._placed.sort(key=lambda placed: placed[:4])
         return Replayed(
             [placed.change for placed in self._placed],
-            [letter for _, letter in sorted(self._refused, key=lambda refused: refused[0])],
+            [self._refused[offset] for offset in sorted(self._refused)],
             self._read,
             segments,
             [(self._store, processor.shard.number) for processor in self._processors],
@@ -153,7 +153,8 @@ class Replay:
             record: Any = refusal.record
             letter = dead_letter(refusal, record.source, 0)
             letter["offset"] = record.line
-            self._refused.append((record.offset, letter))
+            # A tick reaches every shard, and is refused once.
+            self._refused[record.offset] = letter
 
     def _collect(self, outcome: Outcome, batch: EventBatch | None) -> None:
         columns = zip(

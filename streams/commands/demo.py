@@ -39,7 +39,7 @@ _CAUGHT_UP_WITHIN: Final = 60.0
 
 @click.command()
 @click.option("--customers", type=click.IntRange(1, 100_000), default=2000, show_default=True, help="how many")
-@click.option("--days", type=click.IntRange(120, 3650), default=540, show_default=True, help="of their lives")
+@click.option("--days", type=click.IntRange(120, 900), default=540, show_default=True, help="of their lives")
 @click.option("--seed", type=int, default=1, show_default=True, help="the same seed gives the same events")
 @click.option("--seconds", type=click.FloatRange(0.1, 600), default=15.0, show_default=True, help="to play them in")
 def demo(customers: int, days: int, seed: int, seconds: float) -> None:

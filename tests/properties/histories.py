@@ -49,10 +49,11 @@ def sequences(
     draw: st.DrawFn,
     kinds: Sequence[Kind] = KINDS,
     orders: Sequence[Order] = ("none", "occurred", "recorded"),
+    least: int = 0,
     most: int = 40,
 ) -> list[RefEvent]:
     """Events in the order drawn, or sorted by either instant, in which case a few may be moved out of order."""
-    events = draw(st.lists(ref_events(kinds), max_size=most))
+    events = draw(st.lists(ref_events(kinds), min_size=least, max_size=most))
     order = draw(st.sampled_from(orders))
     if order == "occurred":
         events.sort(key=lambda event: event.occurred_at)
