@@ -185,12 +185,12 @@ def _refused(error: ValidationError) -> Refused:
     first = error.errors(include_url=False)[0]
     # The location starts with the union's tag; what follows is the path inside the event.
     path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))
-    if first["type"] in ("json_invalid", "dict_type", "model_attributes_type"):
+    if first["type"] in ("json_invalid", "dict_type", "model_attributes_type") and not path:
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
-    if first["type"] == "union_tag_not_found":
-        return Refused("missing_field", "kind: is missing, and required: purchase, refund or tick")
-    if first["type"] == "union_tag_invalid":
-        return Refused("invalid_field", "kind: must be purchase, refund or tick")
+    if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        missing = first["input"].get("kind") is None
+        code, found = ("missing_field", "is missing, and required") if missing else ("invalid_field", "is unknown here")
+        return Refused(code, f"kind: {found}; it must be purchase, refund or tick")
     if first["type"] == "missing":
         return Refused("missing_field", f"{path}: is missing, and required")
     if first.get("input", "") is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -196,26 +197,30 @@ class ShardRunner:
         await self._commit(step)
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
-        topics = self.processor.shard.topics
-        used = np.bincount(batch.events.rank, minlength=len(ROLES)).tolist()
-        refusals = [*batch.refusals, *step.outcome.overflowed]
-        for role, count in zip(ROLES, used, strict=True):
-            refused = sum(each.role == role for each in refusals)
-            over = sum(each.role == role for each in step.outcome.overflowed)
-            if count - over:
-                metrics.EVENTS.labels(topics[role], "used").inc(count - over)
-            if refused:
-                metrics.EVENTS.labels(topics[role], "refused").inc(refused)
-        for each in refusals:
-            metrics.DEAD_LETTERS.labels(each.code).inc()
-            log.warning(
-                "refused %s: %s",
-                each.code,
-                each.reason,
-                extra={"action": "refused", "topic": topics[each.role], "offset": each.record.offset},
-            )
+        self._count(batch, step)
         oldest = int(batch.events.recorded_at.min()) if len(batch.events) else None
         await self.outbox.put(step.commit, oldest)
+
+    def _count(self, batch: Batch, step: Step) -> None:
+        """What became of the batch's records, in metrics, and a log line for each code of refusals."""
+        topics = self.processor.shard.topics
+        overflowed = Counter(each.role for each in step.outcome.overflowed)
+        refusals = [*batch.refusals, *step.outcome.overflowed]
+        refused = Counter(each.role for each in refusals)
+        read = np.bincount(batch.events.rank, minlength=len(ROLES)).tolist()
+        for role, count in zip(ROLES, read, strict=True):
+            if used := count - overflowed[role]:
+                metrics.EVENTS.labels(topics[role], "used").inc(used)
+            if refused[role]:
+                metrics.EVENTS.labels(topics[role], "refused").inc(refused[role])
+        for code, count in Counter(each.code for each in refusals).items():
+            metrics.DEAD_LETTERS.labels(code).inc(count)
+            first = next(each for each in refusals if each.code == code)
+            log.warning(
+                "%d records refused as %s, the first on %s at offset %d: %s",
+                *(count, code, topics[first.role], first.record.offset, first.reason),
+                extra={"action": "refused", "code": code, "records": count},
+            )
 
     async def _pass_time(self) -> bool:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
@@ -242,8 +247,9 @@ class ShardRunner:
         await asyncio.to_thread(self.processor.commit, step)
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()
-        for change in step.outcome.published:
-            metrics.CHANGES.labels(change["dimension"], change["from"] or "", change["to"] or "", change["cause"]).inc()
+        moves = Counter((c["dimension"], c["from"] or "", c["to"] or "", c["cause"]) for c in step.outcome.published)
+        for move, count in moves.items():
+            metrics.CHANGES.labels(*move).inc(count)
         self._report_sizes()
 
     def _report_sizes(self) -> None:

@@ -103,7 +103,7 @@ def produce(broker: str, topic: str, records: Sequence[Produced]) -> None:
             failed.append(error.str())
 
     # Uncompressed, so that the bytes counted are the bytes kept.
-    producer = Producer({"bootstrap.servers": broker, "enable.idempotence": True, "linger.ms": 5, "log_level": 0})
+    producer = Producer({"bootstrap.servers": broker, "max.in.flight": 1, "linger.ms": 5, "log_level": 0})
     for record in records:
         producer.produce(topic, value=record.value, key=record.key, partition=record.partition, on_delivery=delivered)
         producer.poll(0)
