@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import orjson
@@ -16,7 +17,7 @@ from models.rows import Layout
 _ENTRY_FORMAT: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OutboxEntry:
     """Everything one commit has to publish. ``id`` is ``<number>-<owner's token>``; numbers give the order."""
 
@@ -29,11 +30,15 @@ class OutboxEntry:
         """Its place among the shard's entries."""
         return int(self.id.partition("-")[0])
 
+    @cached_property
+    def values(self) -> Sequence[bytes]:
+        """The changes as JSON, once for the store and for the topic."""
+        return [orjson.dumps(change) for change in self.changes]
+
     def encode(self) -> bytes:
         """The entry as stored: JSON."""
-        return orjson.dumps(
-            {"format": _ENTRY_FORMAT, "changes": self.changes, "dead_letters": self.dead_letters},
-        )
+        changes = [orjson.Fragment(value) for value in self.values]
+        return orjson.dumps({"format": _ENTRY_FORMAT, "changes": changes, "dead_letters": self.dead_letters})
 
     @classmethod
     def decode(cls, entry_id: str, stored: bytes) -> OutboxEntry:

@@ -136,9 +136,9 @@ class KafkaPublisher:
 
     def _messages(self, entry: OutboxEntry) -> Iterator[dict[str, Any]]:
         topics = self._topics
-        for change in entry.changes:
+        for change, value in zip(entry.changes, entry.values, strict=True):
             key = change["customer_id"].encode()
-            yield {"topic": topics.changes, "key": key, "value": orjson.dumps(change), "headers": headers_of(change)}
+            yield {"topic": topics.changes, "key": key, "value": value, "headers": headers_of(change)}
         for customer, snapshot in snapshots_of(entry.changes).items():
             value = None if snapshot is None else orjson.dumps(snapshot)
             yield {"topic": topics.snapshots, "key": customer.encode(), "value": value, "headers": _JSON}
