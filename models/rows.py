@@ -60,7 +60,12 @@ class Layout:
         """Read a stored layout. Raises StateError if a newer version wrote it or it is damaged."""
         try:
             stored = orjson.loads(text)
-            layout = cls(
+            if stored["format"] != FORMAT:
+                raise StateError(
+                    f"rows were stored in format {stored['format']}, this version reads format {FORMAT}; "
+                    "run a newer version"
+                )
+            return cls(
                 stored["currency"],
                 {name: tuple(labels) for name, labels in stored["dimensions"].items()},
                 tuple(stored["attributes"]),
@@ -68,11 +73,6 @@ class Layout:
             )
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"a stored row layout is damaged ({error!r}); restore the store from a backup") from None
-        if layout.format != FORMAT:
-            raise StateError(
-                f"rows were stored in format {layout.format}, this version reads format {FORMAT}; run a newer version"
-            )
-        return layout
 
     @cached_property
     def head(self) -> np.dtype[Any]:

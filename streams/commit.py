@@ -19,7 +19,7 @@ _ENTRY_FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class OutboxEntry:
-    """Everything one commit has to publish. ``id`` is ``<number>-<owner's token>``; numbers give the order."""
+    """Everything one commit has to publish. ``id`` is ``<the commit's number>-<owner's token>``."""
 
     id: str
     changes: Sequence[SegmentChanged]
@@ -70,12 +70,14 @@ class Range(NamedTuple):
 class ShardCommit:
     """Everything one batch changes in one shard, written as a whole or not at all.
 
-    ``token`` and the ranges' starts are the guard; ``segments`` maps ``dimension:label`` to its size, ``values`` maps
-    ``attribute:code`` to the text of a code that is new.
+    ``token``, ``number`` and the ranges' starts are the guard: ``number`` is one more than the number of the shard's
+    commits so far, so that a commit that was sent twice is written once even if it covers no range. ``segments`` maps
+    every ``dimension:label`` of the policy to its size, ``values`` ``attribute:code`` to the text of a code that is new.
     """
 
     shard: int
     token: str
+    number: int
     ranges: Mapping[Role, Range]
     time: int
     policy_version: int
@@ -91,7 +93,7 @@ class ShardCommit:
 class ShardHeader:
     """What a shard's store holds beside its customers.
 
-    ``offsets`` is the next offset to read of each topic, ``backfill_until`` the offset below which records are
+    ``commits`` is how many commits there were, ``offsets`` the next offset to read of each topic, ``backfill_until`` the offset below which records are
     history since the shard's first start, ``time`` the shard's time or None before the first commit.
     """
 
@@ -102,3 +104,4 @@ class ShardHeader:
     values: Mapping[str, Sequence[str]] = field(default_factory=dict)
     entries: Sequence[OutboxEntry] = ()
     owner: str | None = None
+    commits: int = 0

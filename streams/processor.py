@@ -69,7 +69,7 @@ class BatchProcessor:
         self.counts = SegmentCounts(segmenter.dimensions)
         self._backfill_until = np.zeros(len(ROLES), dtype=np.int64)
         self._stored_values: dict[str, int] = {}
-        self._next_entry = 1
+        self._next_commit = 1
 
     def load(self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]) -> ShardHeader:
         """Take the shard and build its table from the store.
@@ -92,7 +92,7 @@ class BatchProcessor:
         self.counts = SegmentCounts(segmenter.dimensions)
         self.counts.update(self.table, self.table.rows)
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
-        self._next_entry = max((entry.number for entry in header.entries), default=0) + 1
+        self._next_commit = header.commits + 1
         self._backfill_until = np.array(
             [max(backfill_until.get(role, 0), header.backfill_until.get(role, 0)) for role in ROLES], dtype=np.int64
         )
@@ -135,7 +135,7 @@ class BatchProcessor:
         for key in step.commit.values:
             name = key.rpartition(":")[0]
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
-        self._next_entry += 1
+        self._next_commit += 1
 
     def _step(
         self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range], stored_time: int
@@ -145,11 +145,12 @@ class BatchProcessor:
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
         entry = None
         if outcome.published or letters:
-            entry = OutboxEntry(f"{self._next_entry}-{self.token}", outcome.published, letters)
+            entry = OutboxEntry(f"{self._next_commit}-{self.token}", outcome.published, letters)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
         commit = ShardCommit(
             shard=self.shard.number,
             token=self.token,
+            number=self._next_commit,
             ranges=ranges,
             time=stored_time,
             policy_version=self._segmenter.policy.version,

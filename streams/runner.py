@@ -263,12 +263,12 @@ class ShardRunner:
         shard = self.processor.shard.number
         if isinstance(error, StaleOwner | LostBatch):
             metrics.REFUSED_COMMITS.labels("stale_owner" if isinstance(error, StaleOwner) else "lost_batch").inc()
-        await self.outbox.stop(0)
         pause = _STALE_RETRY if isinstance(error, StaleOwner) else _FIRST_RETRY
         while not self._stopping:
             log.warning("shard %d: %s; loading it again", shard, error, extra={"action": "reload", "shard": shard})
             await asyncio.sleep(pause)
             try:
+                # Meanwhile the outbox goes on: what is committed is to be published, and frees memory in Redis.
                 await self._reload(self)
             except Recoverable as again:
                 error, pause = again, min(pause * 2, _LAST_RETRY)
@@ -276,6 +276,7 @@ class ShardRunner:
                 metrics.RELOADS.inc()
                 return
 
-    def reloaded(self, header: ShardHeader) -> None:
+    async def reloaded(self, header: ShardHeader) -> None:
         """Go on with a table that has just been loaded again."""
+        await self.outbox.stop(0)
         self._resume(header)

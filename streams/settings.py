@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -91,8 +92,18 @@ class Settings(BaseSettings):
     @field_validator("redis")
     @classmethod
     def _scheme(cls, redis: SecretStr) -> SecretStr:
-        if not redis.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        url = redis.get_secret_value()
+        if not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
+        try:
+            parts = urlsplit(url)
+            usable = parts.port != 0 and not parts.fragment
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(
+                "must be redis://[user:password@]host:port/db; percent-encode special characters of the password"
+            )
         return redis
 
     @field_validator("broker")

@@ -161,7 +161,7 @@ class Shards:
                 raise KafkaUnavailable(f"Kafka did not say where shard {shard} begins and ends: {error}") from None
             header = await self._load(runner.processor, {self._roles[tp.topic]: each for tp, each in ranges.items()})
             await self.consumer.seek_to({self._tp(shard, role): header.offsets[role] for role in ROLES})
-            runner.reloaded(header)
+            await runner.reloaded(header)
 
     async def _release(self, shards: Iterable[int]) -> None:
         leaving = [self._runners.pop(shard) for shard in shards if shard in self._runners]

@@ -140,8 +140,8 @@ class KafkaPublisher:
             key = change["customer_id"].encode()
             yield {"topic": topics.changes, "key": key, "value": value, "headers": headers_of(change)}
         for customer, snapshot in snapshots_of(entry.changes).items():
-            value = None if snapshot is None else orjson.dumps(snapshot)
-            yield {"topic": topics.snapshots, "key": customer.encode(), "value": value, "headers": _JSON}
+            labels = None if snapshot is None else orjson.dumps(snapshot)
+            yield {"topic": topics.snapshots, "key": customer.encode(), "value": labels, "headers": _JSON}
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)
             if len(value) > _LARGEST_LETTER:

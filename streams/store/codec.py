@@ -43,6 +43,15 @@ def decode_header(
     fields: Mapping[bytes, bytes], values: Mapping[bytes, bytes], outbox: Mapping[bytes, bytes]
 ) -> ShardHeader:
     """A shard's header from the fields of its hashes (docs/STATE.md). Raises StateError."""
+    try:
+        return _decode_header(fields, values, outbox)
+    except ValueError as error:
+        raise StateError(f"a shard's stored position or dictionary is damaged ({error}); restore the store") from None
+
+
+def _decode_header(
+    fields: Mapping[bytes, bytes], values: Mapping[bytes, bytes], outbox: Mapping[bytes, bytes]
+) -> ShardHeader:
     offsets: dict[Role, int] = {}
     backfill: dict[Role, int] = {}
     layouts: dict[int, Layout] = {}
@@ -64,4 +73,5 @@ def decode_header(
         ordered_values((key.decode(), text.decode()) for key, text in values.items()),
         sorted(entries, key=lambda entry: entry.number),
         None if owner is None else owner.decode(),
+        int(fields.get(b"commits", 0)),
     )

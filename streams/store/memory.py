@@ -15,6 +15,7 @@ from streams.store.codec import ordered_values
 @dataclass
 class _Shard:
     owner: str | None = None
+    commits: int = 0
     time: int | None = None
     offsets: dict[Role, int] = field(default_factory=dict)
     backfill_until: dict[Role, int] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class MemoryStore:
             ordered_values(s.values.items()),
             entries,
             s.owner,
+            s.commits,
         )
 
     def acquire(
@@ -86,18 +88,21 @@ class MemoryStore:
         s = self._shard(commit.shard)
         if s.owner != commit.token:
             raise StaleOwner(f"shard {commit.shard} has another owner")
+        if commit.number != s.commits + 1:
+            raise LostBatch(f"shard {commit.shard} has {s.commits} commits, this one is number {commit.number}")
         for role, (start, _) in commit.ranges.items():
             if s.offsets.get(role) != start:
                 raise LostBatch(
                     f"shard {commit.shard}: {role} is at {s.offsets.get(role)}, the batch starts at {start}"
                 )
         s.offsets.update({role: end for role, (_, end) in commit.ranges.items()})
+        s.commits = commit.number
         s.time = commit.time
         s.layouts[commit.layout.id] = commit.layout
         s.customers.update(commit.rows)
         for customer in commit.erased:
             s.customers.pop(customer, None)
-        s.segments.update(commit.segments)
+        s.segments = dict(commit.segments)
         s.values.update(commit.values)
         if commit.entry is not None:
             s.outbox[commit.entry.id] = commit.entry.encode()

@@ -17,7 +17,7 @@ from streams.store import codec
 from streams.store.keys import fleet_key, shard_keys
 
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
-#: ARGV: the token, then lists, each preceded by its length: ranges (role, start, end); fields and values of the five
+#: ARGV: the token, the number of commits before this one, then lists, each preceded by its length: ranges (role, start, end); fields and values of the five
 #: hashes in the order of KEYS (the shard, customers, outbox, segments, values); erased customers.
 _COMMIT: Final = """
 local at = 1
@@ -32,12 +32,19 @@ local function write(key, first, last)
   end
 end
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'stale' end
-at = 2
+local commits = redis.call('HGET', KEYS[1], 'commits') or '0'
+if commits ~= ARGV[2] then return 'lost commit ' .. commits end
+at = 3
 local first, last = next_list(3)
 for i = first, last, 3 do
   local stored = redis.call('HGET', KEYS[1], 'offset:' .. ARGV[i])
   if stored ~= ARGV[i + 1] then return 'lost ' .. ARGV[i] .. ' ' .. (stored or 'nothing') end
 end
+-- A key of another type or a missing permission must show before the first write.
+for k = 1, 5 do redis.call('HLEN', KEYS[k]) end
+redis.call('HDEL', KEYS[2], '')
+redis.call('DEL', KEYS[4])
+redis.call('HINCRBY', KEYS[1], 'commits', 1)
 for i = first, last, 3 do redis.call('HSET', KEYS[1], 'offset:' .. ARGV[i], ARGV[i + 2]) end
 for k = 1, 5 do
   first, last = next_list(2)
@@ -49,6 +56,13 @@ for i = first, last, 4000 do
   redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 3999, last)))
 end
 return 'ok'
+"""
+
+#: A script, because a transaction may not even read when Redis is out of memory.
+_READ: Final = """
+local parts = {}
+for k = 1, #KEYS do parts[k] = redis.call('HGETALL', KEYS[k]) end
+return parts
 """
 
 P = ParamSpec("P")
@@ -68,6 +82,10 @@ def _translated(
             raise ServiceUnavailable(
                 f"Redis at {self.address} refused the user or password; check SEGMENTER_REDIS"
             ) from None
+        except redis.exceptions.NoPermissionError as error:
+            raise ServiceUnavailable(f"Redis at {self.address} forbids what is needed: {error}") from None
+        except redis.DataError:
+            raise
         except redis.RedisError as error:
             raise StoreUnavailable(f"Redis at {self.address}: {error}") from None
 
@@ -94,6 +112,7 @@ class RedisStore:
         self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._namespace = namespace
         self._script = self._redis.register_script(_COMMIT)
+        self._read = self._redis.register_script(_READ)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -134,11 +153,8 @@ class RedisStore:
     def header(self, shard: int) -> ShardHeader:
         """See StateStore."""
         keys = shard_keys(self._namespace, shard)
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(keys.shard)
-            pipe.hgetall(keys.values)
-            pipe.hgetall(keys.outbox)
-            return codec.decode_header(*pipe.execute())
+        parts = cast(list[list[bytes]], self._read(keys=[keys.shard, keys.values, keys.outbox]))
+        return codec.decode_header(*(dict(zip(part[::2], part[1::2], strict=True)) for part in parts))
 
     @_translated
     def acquire(
@@ -195,6 +211,7 @@ class RedisStore:
         rows = [part for pair in commit.rows for part in pair]
         args = [
             commit.token,
+            commit.number - 1,
             *(len(commit.ranges), *ranges),
             *_pairs(fields),
             *(len(commit.rows), *rows),
@@ -208,6 +225,10 @@ class RedisStore:
             raise StaleOwner(f"shard {commit.shard} has another owner; this worker's commit was refused")
         if answer.startswith("lost"):
             _, role, stored = answer.split(" ")
+            if role == "commit":
+                raise LostBatch(
+                    f"shard {commit.shard} has {stored} commits, this one is number {commit.number}; nothing was written"
+                )
             raise LostBatch(
                 f"shard {commit.shard}: the batch of {role} starts at {commit.ranges[cast(Role, role)].start}, "
                 f"the store is at {stored}; nothing was written"

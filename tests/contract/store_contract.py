@@ -75,6 +75,7 @@ def commit_of(token: str, ranges: Mapping[Role, Range], **parts: Any) -> ShardCo
     """A commit to shard 0 with these ranges; whatever ``parts`` leave out is empty."""
     rest: dict[str, Any] = {
         "shard": 0,
+        "number": 0,
         "time": 1_704_447_000_000_000,
         "policy_version": 1,
         "layout": LAYOUT,
