@@ -71,8 +71,8 @@ class ShardCommit:
     """Everything one batch changes in one shard, written as a whole or not at all.
 
     ``token``, ``number`` and the ranges' starts are the guard: ``number`` is one more than the number of the shard's
-    commits so far, so that a commit that was sent twice is written once even if it covers no range. ``segments`` maps
-    every ``dimension:label`` of the policy to its size, ``values`` ``attribute:code`` to the text of a code that is new.
+    commits so far, so that a commit that was sent twice is written once even if it covers no range. ``segments`` has
+    every ``dimension:label`` of the policy with its size, ``values`` every new ``attribute:code`` with its text.
     """
 
     shard: int
@@ -93,8 +93,9 @@ class ShardCommit:
 class ShardHeader:
     """What a shard's store holds beside its customers.
 
-    ``commits`` is how many commits there were, ``offsets`` the next offset to read of each topic, ``backfill_until`` the offset below which records are
-    history since the shard's first start, ``time`` the shard's time or None before the first commit.
+    ``commits`` is how many commits there were, ``offsets`` the next offset to read of each topic,
+    ``backfill_until`` the offset below which records are history since the shard's first start, ``time`` the shard's
+    time or None before the first commit.
     """
 
     offsets: Mapping[Role, int] = field(default_factory=dict)

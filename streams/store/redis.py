@@ -17,8 +17,8 @@ from streams.store import codec
 from streams.store.keys import fleet_key, shard_keys
 
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
-#: ARGV: the token, the number of commits before this one, then lists, each preceded by its length: ranges (role, start, end); fields and values of the five
-#: hashes in the order of KEYS (the shard, customers, outbox, segments, values); erased customers.
+#: ARGV: the token, the number of commits before this one, then lists, each preceded by its length: ranges (role,
+#: start, end); fields and values of the five hashes in the order of KEYS; erased customers.
 _COMMIT: Final = """
 local at = 1
 local function next_list(width)
@@ -227,7 +227,7 @@ class RedisStore:
             _, role, stored = answer.split(" ")
             if role == "commit":
                 raise LostBatch(
-                    f"shard {commit.shard} has {stored} commits, this one is number {commit.number}; nothing was written"
+                    f"shard {commit.shard} has {stored} commits, this is number {commit.number}; nothing was written"
                 )
             raise LostBatch(
                 f"shard {commit.shard}: the batch of {role} starts at {commit.ranges[cast(Role, role)].start}, "
