@@ -53,6 +53,7 @@ class Outbox:
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, None))
         self._queue.put_nowait(_Item(None, header.offsets, None))
+        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(len(header.entries))
         self._task = asyncio.create_task(self._run(), name=f"outbox-{self._shard}")
 
     async def stop(self, within: float) -> None:

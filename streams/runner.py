@@ -99,6 +99,11 @@ class ShardRunner:
         """Records of a topic that have been fetched and not folded."""
         return self._inbox.size(role)
 
+    def report(self) -> None:
+        """Say how late the oldest deadline is that is due by the wall clock, the time of the ingestion clock."""
+        late = self.processor.lapse_lag(self._wall_clock()) if self.processor.clock is Clock.INGESTION else 0
+        metrics.LAPSE_LAG.labels(str(self.processor.shard.number)).set(late / SECOND)
+
     def failed(self) -> BaseException | None:
         """What ended the shard's task for good, if anything did."""
         if self._task is None or not self._task.done() or self._task.cancelled():
@@ -225,16 +230,12 @@ class ShardRunner:
     async def _pass_time(self) -> bool:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
         polled = [self._drained(role, self._next[role]) for role in ROLES]
-        number = str(self.processor.shard.number)
         if any(at is None for at in polled):
-            if self.processor.clock is Clock.INGESTION:
-                metrics.LAPSE_LAG.labels(number).set(self.processor.lapse_lag(self._wall_clock()) / SECOND)
             return False
         self.last_progress = time.monotonic()
         if self.processor.clock is Clock.EVENT:
             return False
         instant = int(min(at for at in polled if at is not None) * SECOND)
-        metrics.LAPSE_LAG.labels(number).set(self.processor.lapse_lag(instant) / SECOND)
         step = self.processor.advance(instant, most=self._settings.batch_size)
         if step is None:
             return False

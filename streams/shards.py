@@ -192,8 +192,13 @@ class Shards:
             self._paused.add(batch.tp)
             self.consumer.on_buffer_full(batch.tp)
 
-    def watch(self) -> None:
-        """Called regularly: let paused partitions go on, report lag, and raise what ended a shard for good."""
+    def watch(self, joined: bool) -> None:
+        """Called regularly: let paused partitions go on, report lags, and raise what ended a shard for good.
+
+        ``joined`` says whether the worker is in its group; to have no shard is then no lack of progress.
+        """
+        if joined and not self._runners:
+            self._idle_since = time.monotonic()
         for tp in list(self._paused):
             runner = self._runners.get(tp.partition)
             if runner is None or runner.waiting(self._roles[tp.topic]) <= self._settings.buffer_size // 2:
@@ -203,6 +208,7 @@ class Shards:
             failure = runner.failed() or runner.outbox.failed()
             if failure is not None:
                 raise failure
+            runner.report()
             for role in ROLES:
                 progress = self.consumer.progress(self._tp(shard, role))
                 if progress is not None:
@@ -219,8 +225,6 @@ class Shards:
 
     def last_progress(self) -> float:
         """When the slowest shard last made progress or had nothing to do (monotonic seconds)."""
-        if not self._runners:
-            self._idle_since = time.monotonic()
         return min((runner.last_progress for runner in self._runners.values()), default=self._idle_since)
 
 

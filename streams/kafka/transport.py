@@ -17,7 +17,14 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import aiokafka
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import IllegalStateError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    IllegalStateError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
@@ -151,6 +158,25 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
             return False
         return True
 
+    async def check(self) -> None:
+        """Let the group's coordination go on after an error. Raises KafkaError if it cannot.
+
+        aiokafka's coordination stops at an error until its user has heard of it, which Faust never does: the worker
+        would wait for an assignment for ever.
+        """
+        if self._consumer is not None:
+            await self.call_thread(self._check)
+
+    async def _check(self) -> None:
+        coordinator = self._ensure_consumer()._coordinator
+        gone_for_good = coordinator._coordination_task.done()
+        try:
+            coordinator.check_errors()
+        except KafkaError as error:
+            if gone_for_good or isinstance(error, GroupAuthorizationFailedError | TopicAuthorizationFailedError):
+                raise
+            self.log.warning("the consumer group had an error and joins again: %s", error)
+
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Replaced by the watchdog, which ends a worker that stalls instead of logging that it did."""
 
@@ -220,7 +246,6 @@ class BatchConsumer(driver.Consumer):
             return
         self._kafka_commit.update({tp: log.committed for tp, log in ranges.items() if log.committed is not None})
         await self.seek_to(offsets)
-        self.app.positioned()
 
     async def seek_to(self, offsets: Mapping[TP, int]) -> None:
         """Position partitions; what was fetched before belongs to an earlier epoch.
@@ -238,6 +263,13 @@ class BatchConsumer(driver.Consumer):
     def epoch(self, tp: TP) -> int:
         """The epoch of the partition's last positioning."""
         return self.read_from.get(tp, (0, 0))[0]
+
+    async def check(self) -> None:
+        """Let the group's coordination go on after an error. Raises ServiceUnavailable if it cannot."""
+        try:
+            await self._thread.check()
+        except KafkaError as error:
+            raise ServiceUnavailable(f"Kafka does not let this worker into its group: {error}") from None
 
     def delivered(self, tp: TP) -> int:
         """The end of what has been fetched and handed on, since the last positioning."""

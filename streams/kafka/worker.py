@@ -31,6 +31,8 @@ class Worker(faust.Worker):
     def __init__(self, app: SegmenterApp, *args: Any, **kwargs: Any) -> None:
         super().__init__(app, *args, **kwargs)
         self.spinner = None
+        # Faust's command line turns its own web server on, on one port for every worker of a host. We have ours.
+        app.conf.web_enabled = False
 
     def _setup_logging(self) -> None:
         set_up_logging(self.app.settings.log_level)
@@ -117,13 +119,15 @@ class SegmenterApp(faust.App):
             self.watchdog.beat()
             metrics.LAST_PROGRESS.set(time.time() - self.watchdog.idle_seconds())
             try:
-                self.shards.watch()
+                await self.consumer.check()
+                self.shards.watch(joined=self._assigned_once and not self.rebalancing)
             except Exception as error:
                 self.fail(error)
             await self.sleep(_WATCH_EVERY)
 
-    def positioned(self) -> None:
-        """The consumer has been positioned after an assignment."""
+    def on_rebalance_end(self) -> None:
+        """The worker has its share of the partitions, which may be none."""
+        super().on_rebalance_end()
         self._assigned_once = True
 
     def fail(self, error: BaseException) -> None:

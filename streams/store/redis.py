@@ -99,7 +99,7 @@ def _pairs(fields: Mapping[str, Any]) -> list[Any]:
 class RedisStore:
     """See StateStore. ``url`` is redis://[user:password@]host:port/db, rediss:// or unix://."""
 
-    def __init__(self, url: str, namespace: str, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, namespace: str, timeout: float = 3.0) -> None:
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=timeout,

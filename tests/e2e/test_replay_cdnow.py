@@ -127,7 +127,9 @@ def generated() -> Recording:
         for line, event in enumerate(generate(Population(customers=1000, refund_share=0.05)), start=1)
     ]
     until = parse("2025-04-01T00:00:00Z")
-    moves = [Move(c.customer_id, c.effective_at, c.from_, c.to, c.cause, c.event_id) for c in by_reference(events, until)]
+    moves = [
+        Move(c.customer_id, c.effective_at, c.from_, c.to, c.cause, c.event_id) for c in by_reference(events, until)
+    ]
     customers: dict[str, tuple[int, int, int | None, int | None]] = {}
     for event in map(ref_event, events):
         orders, net, first, last = customers.get(event.customer_id, (0, 0, None, None))

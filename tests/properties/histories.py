@@ -171,11 +171,19 @@ def expected(shard: ReferenceShard, chunks: Sequence[Chunk], backfill_until: int
 
 def feed(feeder: Feeder, chunk: Chunk) -> list[SegmentChanged]:
     """All that the core publishes for one chunk."""
-    events = [event_of(ref) for ref in chunk.events]
-    changes = feeder.feed(*events, record_times=[ref.record_time for ref in chunk.events])
+    changes: list[SegmentChanged] = []
+    if chunk.events:
+        events = [event_of(ref) for ref in chunk.events]
+        changes += feeder.feed(*events, record_times=[ref.record_time for ref in chunk.events])
     if chunk.advance_to is not None:
-        changes = [*changes, *feeder.advance(chunk.advance_to)]
+        changes += feeder.advance(chunk.advance_to)
     return changes
+
+
+def commits_of(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """The same with events and passing time apart, so that each is a commit of its own."""
+    parts = [part for chunk in chunks for part in (Chunk(chunk.events, None), Chunk([], chunk.advance_to))]
+    return [part for part in parts if part.events or part.advance_to is not None]
 
 
 def described(customer: RefCustomer) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import base64
 import json
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Any
 
 import numpy as np
 import orjson
@@ -29,8 +28,8 @@ from tests.unit.build import LATER, Event, Feeder, Rec, at, erasure, make_policy
 roles = st.sampled_from(ROLES)
 instants = st.builds(at, st.integers(0, 12))
 GOOD: list[Event] = [
-    purchase("a", "p", at(0), country="DE"), refund("a", "r", at(1)), signup("a", "s", at(2), attributes={"country": 1}),
-    erasure("a", "x", at(3)), tick(at(4)),
+    purchase("a", "p", at(0), country="DE"), refund("a", "r", at(1)),
+    signup("a", "s", at(2), attributes={"country": 1}), erasure("a", "x", at(3)), tick(at(4)),
 ]  # fmt: skip
 
 json_values = st.recursive(
@@ -69,7 +68,9 @@ def broken(draw: st.DrawFn) -> bytes:
 
 
 good = st.sampled_from(GOOD).map(lambda event: json.dumps(event).encode())
-values = good | altered() | broken() | json_values.map(lambda value: json.dumps(value).encode()) | st.binary() | st.none()
+values = (
+    good | altered() | broken() | json_values.map(lambda value: json.dumps(value).encode()) | st.binary() | st.none()
+)
 timestamps = st.just(LATER) | st.integers(0, 2 * LATER) | st.integers(-(2**63), 2**63 - 1)
 records = st.builds(
     Rec,

@@ -353,6 +353,7 @@ def test_builder_is_sent_what_it_copies_and_little_else() -> None:
     }
     assert patterns[0] == "*"
     assert {pattern[1:] for pattern in patterns if pattern.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
 
 
 # Prometheus ---------------------------------------------------------------------------------------------------------

@@ -115,7 +115,6 @@ def test_unreal_dates_are_refused(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["00Z\n", "00.120000Z\n", "00+00:00\n"])
-@pytest.mark.xfail(reason="models.instants: `$` in _SHAPE lets a line feed through", strict=True)
 def test_a_trailing_line_feed_is_refused(end: str) -> None:
     """A line feed after the text is not part of an instant: refused for its shape, without a warning."""
     with pytest.raises(InstantError, match="write it like"):

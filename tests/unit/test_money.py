@@ -146,7 +146,6 @@ def test_a_mixed_column_is_each_amount_on_its_own() -> None:
     assert converter.column(amounts, currencies).tolist() == expected
 
 
-@pytest.mark.xfail(reason="models.money: Decimal's 28 digits round the product before it is rounded", strict=True)
 def test_conversion_is_rounded_only_once() -> None:
     """However many digits amount and rate have, the exact product is what is rounded."""
     converter = Converter("JPY", {"KWD": Decimal("100.000000000001")})

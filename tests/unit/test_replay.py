@@ -172,7 +172,6 @@ def test_dead_letters_say_where_the_line_was() -> None:
         assert result.dead_letters[2]["encoding"] == "base64"
 
 
-@pytest.mark.xfail(reason="Replay: a tick that is refused is refused by every shard", strict=True)
 def test_a_bad_tick_is_one_dead_letter() -> None:
     """One line of the input is one dead letter, however many shards there are."""
     assert [letter["code"] for letter in run([{"kind": "tick"}], shards=4).dead_letters] == ["missing_field"]

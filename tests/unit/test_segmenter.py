@@ -172,7 +172,6 @@ def test_a_slice_may_be_followed_by_an_event(shard: Feeder) -> None:
     assert times(changes) == days((90, 201), (90, 201), (201, 201))
 
 
-@pytest.mark.xfail(reason="deadlines that a slice left behind are not found again after a load", strict=True)
 def test_a_reload_between_slices_loses_no_lapse(shard: Feeder) -> None:
     """A worker that stops between two slices leaves the rest to whoever loads the shard next."""
     shard.feed(purchase("a", "1", at(0)), purchase("b", "2", at(0)))
@@ -182,7 +181,6 @@ def test_a_reload_between_slices_loses_no_lapse(shard: Feeder) -> None:
     assert sorted(moves([*first, *second])) == [(c, "new", "lapsed", "time") for c in "ab"]
 
 
-@pytest.mark.xfail(reason="slices take rows by their number", strict=True)
 def test_slices_begin_with_the_earliest_deadlines(shard: Feeder) -> None:
     """Of the due deadlines the oldest are applied first: their order does not depend on where rows lie."""
     shard.feed(*(purchase(f"c{i}", f"e{i}", at(9 - i)) for i in range(4)))

@@ -1,0 +1,57 @@
+"""What lies in Redis, read by its documented names and not with the project's own store."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+
+from tests.support.topics import Topics
+
+INPUTS = {"signups": "signups", "purchases": "purchases", "erasures": "erasures"}
+
+
+class Stored:
+    """A namespace's shards."""
+
+    def __init__(self, client: redis.Redis, namespace: str, partitions: int) -> None:
+        self.client = client
+        self._namespace = namespace
+        self._partitions = partitions
+
+    def _hash(self, shard: int, part: str) -> dict[bytes, bytes]:
+        found = self.client.hgetall(f"{{{self._namespace}:{shard}}}:{part}")
+        assert isinstance(found, dict)
+        return found
+
+    def offsets(self, shard: int) -> dict[str, int]:
+        """The next offset to read of each role's topic."""
+        fields = self._hash(shard, "shard")
+        return {
+            name.decode().removeprefix("offset:"): int(value)
+            for name, value in fields.items()
+            if name.startswith(b"offset:")
+        }
+
+    def unpublished(self) -> int:
+        """Entries of every outbox."""
+        return sum(len(self._hash(shard, "outbox")) for shard in range(self._partitions))
+
+    def behind(self, topics: Topics) -> int:
+        """Records of the input topics that are not yet in the state."""
+        stored = [self.offsets(shard) for shard in range(self._partitions)]
+        return sum(
+            end - stored[shard].get(role, 0)
+            for role, topic in INPUTS.items()
+            for shard, end in topics.ends(topic).items()
+        )
+
+    def settled(self, topics: Topics) -> bool:
+        """Everything produced is in the state, and everything to say has been said."""
+        return self.behind(topics) == 0 and self.unpublished() == 0
+
+
+@contextmanager
+def stored(url: str, namespace: str = "segmenter", partitions: int = 4) -> Iterator[Stored]:
+    """A namespace in the Redis at ``url``."""
+    with redis.Redis.from_url(url) as client:
+        yield Stored(client, namespace, partitions)
