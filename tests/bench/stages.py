@@ -40,7 +40,11 @@ _CDNOW: Final = Path(__file__).resolve().parents[3] / "shared" / "data" / "cdnow
 
 READ, VALIDATE = "read: validation, columns, key and partition", "— of it the JSON validation alone"
 APPLY, REST = "fold: rounds, totals, labels, changes", "fold: rows packed, segment counts, the commit built"
-COMMIT, PUBLISH, REMOVE = "commit: one script in Redis", "publish: changes and snapshots, acknowledged", "outbox entry removed"
+COMMIT, PUBLISH, REMOVE = (
+    "commit: one script in Redis",
+    "publish: changes and snapshots, acknowledged",
+    "outbox entry removed",
+)
 STAGES: Final = (READ, VALIDATE, APPLY, REST, COMMIT, PUBLISH, REMOVE)
 
 
@@ -98,7 +102,9 @@ def workloads(events: Events, most: int | None = None) -> list[Workload]:
     if _CDNOW.is_file():
         with gzip.open(_CDNOW) as file:
             values = [line.strip() for line in islice(file, most)]
-        found.append(Workload("CDNOW's purchases", Clock.EVENT, [_recorded(i, value) for i, value in enumerate(values)]))
+        found.append(
+            Workload("CDNOW's purchases", Clock.EVENT, [_recorded(i, value) for i, value in enumerate(values)])
+        )
     return found
 
 

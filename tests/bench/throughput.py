@@ -95,7 +95,9 @@ class SegmenterWorker(Contender):
     def mean_batch(self) -> float:
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        found = {name: float(value) for name, value in re.findall(r"^segmenter_batch_records_(sum|count) (\S+)$", text, re.M)}
+        found = {
+            name: float(value) for name, value in re.findall(r"^segmenter_batch_records_(sum|count) (\S+)$", text, re.M)
+        }
         return found["sum"] / found["count"]
 
 

@@ -150,6 +150,8 @@ def test_all_errors_are_named_at_once() -> None:
         ("version = 3", "dimensions: is required"),
         ("dimensions = {}", "dimensions: .*at least 1 item"),
         ("dimensions = 1", "dimensions: must be a valid dictionary"),
+        ("[money]\nrates = 5\n[dimensions.lifecycle]", "money.rates: must be a valid dictionary"),
+        ("money = 5\n[dimensions.lifecycle]", "money: "),
         ("version = 1\nbase", "the policy is not valid TOML: "),
         ("version = 1\n\n[money\n", "the policy is not valid TOML: .*line 3"),
         ("version = 1\nversion = 2", "the policy is not valid TOML"),

@@ -187,6 +187,21 @@ def test_attributes_are_known_by_name() -> None:
     assert (table.value_at[table.rows, 0] == NEVER).all()
 
 
+def test_an_attribute_may_be_dropped_and_kept_again() -> None:
+    """While the policy does not keep it, rows that are written lose it and the others do not."""
+    feeder = Feeder(make_policy(keep=["country"]))
+    feeder.feed(purchase("a", "1", at(0), country="DE"), purchase("b", "2", at(0), country="FR"))
+    feeder.load(make_policy(keep=[]))
+    feeder.feed(purchase("a", "3", at(1), country="AT"))
+    feeder.load(make_policy(keep=["country"]))
+    feeder.feed(purchase("c", "4", at(2), country="ES"))
+    assert {name: customer["attributes"] for name, customer in feeder.customers().items()} == {
+        "a": {},
+        "b": {"country": "FR"},
+        "c": {"country": "ES"},
+    }
+
+
 def test_a_lower_cap_of_values_changes_no_stored_value() -> None:
     """The cap is for new texts: what was stored before it was lowered stays what it was, for every reader."""
     feeder = Feeder(make_policy(keep=["country"]))

@@ -494,6 +494,7 @@ def test_many_customers_make_the_table_grow(shard: Feeder) -> None:
     assert [change["customer_id"] for change in changes] == [f"c{i:04d}" for i in range(count)]
     assert len(shard.advance(at(91))) == count
     assert shard.sizes()["lifecycle:lapsed"] == (count, count * 100)
+    assert len(shard.processor.table) == count
 
 
 def test_a_new_policy_version_is_in_its_changes() -> None:
