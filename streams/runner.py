@@ -66,11 +66,12 @@ class ShardRunner:
 
     def start(self, header: ShardHeader) -> None:
         """Begin, with a table that has just been loaded."""
-        self._resume(header)
+        self.resume(header)
         name = f"shard-{self.processor.shard.number}"
         self._task = asyncio.create_task(self._run(), name=name)
 
-    def _resume(self, header: ShardHeader) -> None:
+    def resume(self, header: ShardHeader) -> None:
+        """Go on from a table that has just been loaded; the outbox must have been stopped."""
         self._inbox.clear()
         self._next = dict(header.offsets)
         self._failure = None
@@ -262,6 +263,7 @@ class ShardRunner:
     async def _recover(self, error: Recoverable) -> None:
         """Load the shard again, as often as it takes; the watchdog bounds how long."""
         shard = self.processor.shard.number
+        self._failure = error  # until the shard is positioned anew, what is fetched has no place
         if isinstance(error, StaleOwner | LostBatch):
             metrics.REFUSED_COMMITS.labels("stale_owner" if isinstance(error, StaleOwner) else "lost_batch").inc()
         pause = _STALE_RETRY if isinstance(error, StaleOwner) else _FIRST_RETRY
@@ -276,8 +278,3 @@ class ShardRunner:
             else:
                 metrics.RELOADS.inc()
                 return
-
-    async def reloaded(self, header: ShardHeader) -> None:
-        """Go on with a table that has just been loaded again."""
-        await self.outbox.stop(0)
-        self._resume(header)

@@ -160,8 +160,9 @@ class Shards:
             except KafkaError as error:
                 raise KafkaUnavailable(f"Kafka did not say where shard {shard} begins and ends: {error}") from None
             header = await self._load(runner.processor, {self._roles[tp.topic]: each for tp, each in ranges.items()})
+            await runner.outbox.stop(0)
             await self.consumer.seek_to({self._tp(shard, role): header.offsets[role] for role in ROLES})
-            await runner.reloaded(header)
+            runner.resume(header)
 
     async def _release(self, shards: Iterable[int]) -> None:
         leaving = [self._runners.pop(shard) for shard in shards if shard in self._runners]

@@ -18,6 +18,9 @@ import redis.asyncio
 
 REGULAR_ORDERS = 3
 LAPSE_AFTER = timedelta(days=90)
+EMPTY: dict[str, Any] = {
+    "orders": 0, "gross": "0", "refunded": "0", "first_purchase_at": None, "last_purchase_at": None, "label": None,
+}  # fmt: skip
 
 
 def lifecycle(orders: int, last_purchase_at: str | None, now: datetime) -> str | None:
@@ -77,15 +80,12 @@ def naive_app(broker: str, redis_url: str) -> faust.App:
     changes = app.topic("segment-changes", key_type=str, key_serializer="raw", value_serializer="json")
     client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
 
-    @app.agent(purchases)
+    @app.agent(purchases)  # type: ignore[untyped-decorator]
     async def segment(events: faust.types.StreamT[Any]) -> None:
         async for event in events:
             customer = event["customer_id"]
             stored = await client.get(f"customer:{customer}")
-            state = json.loads(stored) if stored else {
-                "orders": 0, "gross": "0", "refunded": "0",
-                "first_purchase_at": None, "last_purchase_at": None, "label": None,
-            }  # fmt: skip
+            state: dict[str, Any] = json.loads(stored) if stored else dict(EMPTY)
             fold(state, event)
             now = datetime.now(UTC)
             label = lifecycle(state["orders"], state["last_purchase_at"], now)

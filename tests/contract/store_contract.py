@@ -71,11 +71,10 @@ class Held(NamedTuple):
 NOTHING = Held(ShardHeader(), {}, {})
 
 
-def commit_of(token: str, ranges: Mapping[Role, Range], **parts: Any) -> ShardCommit:
-    """A commit to shard 0 with these ranges; whatever ``parts`` leave out is empty."""
+def commit_of(token: str, number: int, ranges: Mapping[Role, Range], **parts: Any) -> ShardCommit:
+    """A commit to shard 0 with this number and these ranges; whatever ``parts`` leave out is empty."""
     rest: dict[str, Any] = {
         "shard": 0,
-        "number": 0,
         "time": 1_704_447_000_000_000,
         "policy_version": 1,
         "layout": LAYOUT,
@@ -85,13 +84,19 @@ def commit_of(token: str, ranges: Mapping[Role, Range], **parts: Any) -> ShardCo
         "values": {},
         "entry": None,
     }
-    return ShardCommit(token=token, ranges=ranges, **(rest | parts))
+    return ShardCommit(token=token, number=number, ranges=ranges, **(rest | parts))
 
 
-def full_commit(token: str, ranges: Mapping[Role, Range]) -> ShardCommit:
-    """A commit that would change everything a commit can change in a shard that ``started`` made."""
+def put(store: StateStore, token: str, ranges: Mapping[Role, Range], shard: int = 0, **parts: Any) -> None:
+    """Store the shard's next commit, made of these parts; see ``commit_of``."""
+    store.commit(commit_of(token, store.header(shard).commits + 1, ranges, shard=shard, **parts))
+
+
+def full_commit(token: str, ranges: Mapping[Role, Range], number: int = 2) -> ShardCommit:
+    """A commit that would change everything a commit can change in a shard that ``started`` made, as its next one."""
     return commit_of(
         token,
+        number,
         ranges,
         time=1_800_000_000_000_000,
         policy_version=2,
@@ -125,15 +130,14 @@ def held(store: StateStore, shard: int = 0) -> Held:
 def started(store: StateStore) -> Held:
     """Acquire shard 0 for "t", commit rows, segments, values and an outbox entry, and return what is then held."""
     store.acquire(0, "t", START, {"purchases": 40})
-    store.commit(
-        commit_of(
-            "t",
-            {"signups": Range(3, 5), "purchases": Range(10, 20), "erasures": Range(0, 0)},
-            rows=[("kept", b"kept"), ("doomed", b"doomed")],
-            segments={"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)},
-            values={"country:0": "DE"},
-            entry=entry_of(1),
-        )
+    put(
+        store,
+        "t",
+        {"signups": Range(3, 5), "purchases": Range(10, 20), "erasures": Range(0, 0)},
+        rows=[("kept", b"kept"), ("doomed", b"doomed")],
+        segments={"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)},
+        values={"country:0": "DE"},
+        entry=entry_of(1),
     )
     return held(store)
 
@@ -180,7 +184,7 @@ class StoreContract:
     def test_a_later_acquire_keeps_stored_offsets(self, store: StateStore) -> None:
         """Stored offsets are the truth: acquire changes none of them and adds only topics that have none."""
         store.acquire(0, "t", {"purchases": 10}, {})
-        store.commit(commit_of("t", {"purchases": Range(10, 20)}))
+        put(store, "t", {"purchases": Range(10, 20)})
         header = store.acquire(0, "u", {"purchases": 7, "signups": 4}, {})
         assert header.offsets == {"purchases": 20, "signups": 4}
         assert plain(header) == plain(store.header(0))
@@ -218,6 +222,7 @@ class StoreContract:
             values={"country": ["DE"]},
             entries=(entry_of(1),),
             owner="t",
+            commits=1,
         )
         assert now.rows == {"kept": b"kept", "doomed": b"doomed"}
         assert now.segments == {"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)}
@@ -225,7 +230,7 @@ class StoreContract:
         assert store.row(0, "unknown") is None
 
     def test_the_next_commit_adds_and_replaces(self, store: StateStore) -> None:
-        """A second commit replaces what it names, adds what is new, and leaves the rest alone."""
+        """A second commit replaces the rows it names and all segments, adds what is new, and leaves the rest alone."""
         started(store)
         store.commit(full_commit("t", {"purchases": Range(20, 21)}))
         assert held(store) == (
@@ -237,38 +242,39 @@ class StoreContract:
                 values={"country": ["DE", "FR"], "channel": ["web"]},
                 entries=(entry_of(1), entry_of(2)),
                 owner="t",
+                commits=2,
             ),
             {"kept": b"changed", "fresh": b"fresh"},
-            {"lifecycle:new": Count(9, 9), "lifecycle:lapsed": Count(0, 0), "lifecycle:fresh": Count(1, 1)},
+            {"lifecycle:new": Count(9, 9), "lifecycle:fresh": Count(1, 1)},
         )
 
     def test_a_commit_without_ranges_moves_no_offset(self, store: StateStore) -> None:
         """What time alone has changed is committed without any topic."""
         before = started(store)
-        store.commit(commit_of("t", {}, rows=[("kept", b"later")]))
+        put(store, "t", {}, rows=[("kept", b"later")])
         assert store.header(0).offsets == before.header.offsets
         assert store.row(0, "kept") == b"later"
 
     def test_a_commit_without_anything_still_moves_the_offsets(self, store: StateStore) -> None:
         """A batch that changed no customer is remembered as read, and puts nothing into the outbox."""
         before = started(store)
-        store.commit(commit_of("t", {"purchases": Range(20, 30)}))
+        put(store, "t", {"purchases": Range(20, 30)}, segments=before.segments)
         offsets = {**before.header.offsets, "purchases": 30}
-        assert held(store) == before._replace(header=replace(before.header, offsets=offsets))
+        assert held(store) == before._replace(header=replace(before.header, offsets=offsets, commits=2))
 
     def test_an_empty_range_is_checked_and_kept(self, store: StateStore) -> None:
         """A topic that gave nothing may take part with an empty range at its offset."""
         before = started(store)
-        store.commit(commit_of("t", {"purchases": Range(20, 20), "signups": Range(5, 6)}))
+        put(store, "t", {"purchases": Range(20, 20), "signups": Range(5, 6)})
         assert store.header(0).offsets == {**before.header.offsets, "signups": 6}
         with pytest.raises(LostBatch):
-            store.commit(commit_of("t", {"purchases": Range(21, 21)}))
+            put(store, "t", {"purchases": Range(21, 21)})
 
     @pytest.mark.parametrize("time", [NEVER, -1, 0, 2**62])
     def test_any_time_is_kept(self, store: StateStore, time: int) -> None:
         """The shard's time is kept as it is, also zero, negative and the sentinels."""
         store.acquire(0, "t", START, {})
-        store.commit(commit_of("t", {}, time=time))
+        put(store, "t", {}, time=time)
         assert store.header(0).time == time
 
     def test_offsets_may_be_as_large_as_kafka_has_them(self, store: StateStore) -> None:
@@ -276,8 +282,8 @@ class StoreContract:
         top = 2**63 - 1
         store.acquire(0, "t", {"purchases": top - 1}, {"purchases": top})
         with pytest.raises(LostBatch):
-            store.commit(commit_of("t", {"purchases": Range(top - 2, top)}))
-        store.commit(commit_of("t", {"purchases": Range(top - 1, top)}))
+            put(store, "t", {"purchases": Range(top - 2, top)})
+        put(store, "t", {"purchases": Range(top - 1, top)})
         header = store.header(0)
         assert (header.offsets, header.backfill_until) == ({"purchases": top}, {"purchases": top})
 
@@ -289,8 +295,16 @@ class StoreContract:
             "a:b:c": Count(1, 2**53 + 1),
         }
         store.acquire(0, "t", START, {})
-        store.commit(commit_of("t", {}, segments=sizes))
+        put(store, "t", {}, segments=sizes)
         assert store.segments(0) == sizes
+
+    def test_segments_of_a_former_policy_vanish(self, store: StateStore) -> None:
+        """The segments are those of the latest commit alone: labels and dimensions that are gone do not linger."""
+        started(store)
+        many = {f"former:{i}": Count(i, i) for i in range(5_000)}
+        for segments in (many, {"lifecycle:new": Count(1, 5), "größe:klein": Count(1, 5)}, {"b:x": Count(0, 0)}, {}):
+            put(store, "t", {}, segments=segments)
+            assert store.segments(0) == segments
 
     def test_dictionaries_keep_the_order_of_their_codes(self, store: StateStore) -> None:
         """Texts come back by code, ten after nine, over several commits, whatever they contain."""
@@ -300,20 +314,20 @@ class StoreContract:
             values = {f"country:{code}": texts[code] for code in part}
             if part.start:
                 values = {f"channel:{code}": str(code) for code in range(3)}
-            store.commit(commit_of("t", {}, values=values))
-        store.commit(commit_of("t", {}, values={"country:10": "ten", "country:11": "eleven"}))
+            put(store, "t", {}, values=values)
+        put(store, "t", {}, values={"country:10": "ten", "country:11": "eleven"})
         assert store.header(0).values == {"channel": ["0", "1", "2"], "country": texts}
 
     def test_odd_customer_ids_are_kept_apart(self, store: StateStore) -> None:
         """Every customer_id is its own, to the code point: no case folding, trimming, normalising or parsing."""
         rows = {customer: f"row {i}".encode() for i, customer in enumerate(ODD_CUSTOMERS)}
         store.acquire(0, "t", START, {})
-        store.commit(commit_of("t", {}, rows=list(rows.items()), entry=entry_of(1, customer="客户-7")))
+        put(store, "t", {}, rows=list(rows.items()), entry=entry_of(1, customer="客户-7"))
         assert rows_of(store) == rows
         assert {customer: store.row(0, customer) for customer in rows} == rows
         assert list(store.header(0).entries) == [entry_of(1, customer="客户-7")]
         gone = ODD_CUSTOMERS[::2]
-        store.commit(commit_of("t", {}, erased=gone))
+        put(store, "t", {}, erased=gone)
         assert rows_of(store) == {customer: row for customer, row in rows.items() if customer not in gone}
 
     def test_rows_are_kept_byte_for_byte(self, store: StateStore) -> None:
@@ -325,36 +339,35 @@ class StoreContract:
             "long": b"\0" * 4096,
         }
         store.acquire(0, "t", START, {})
-        store.commit(commit_of("t", {}, rows=list(rows.items())))
+        put(store, "t", {}, rows=list(rows.items()))
         assert rows_of(store) == rows
 
     def test_an_erased_customer_is_gone(self, store: StateStore) -> None:
         """Erased customers have no row any more; erasing an unknown customer is no error; they may come back."""
         started(store)
-        store.commit(commit_of("t", {}, erased=["doomed", "never seen"]))
+        put(store, "t", {}, erased=["doomed", "never seen"])
         assert store.row(0, "doomed") is None
         assert rows_of(store) == {"kept": b"kept"}
-        store.commit(commit_of("t", {}, rows=[("doomed", b"back")]))
+        put(store, "t", {}, rows=[("doomed", b"back")])
         assert rows_of(store) == {"kept": b"kept", "doomed": b"back"}
 
     def test_a_shard_may_become_empty_again(self, store: StateStore) -> None:
         """When all customers are erased the shard keeps its position."""
         before = started(store)
-        store.commit(commit_of("t", {}, erased=["doomed", "kept"]))
-        assert held(store) == before._replace(rows={})
+        put(store, "t", {}, erased=["doomed", "kept"])
+        assert held(store) == Held(replace(before.header, commits=2), {}, {})
 
     def test_tens_of_thousands_of_rows_in_one_commit(self, store: StateStore) -> None:
         """One commit takes 20,000 rows, 5,000 dictionary entries and 9,001 erasures, and loses none."""
         rows = {f"customer-{i}": hashlib.sha512(b"%d" % i).digest() for i in range(20_000)}
         store.acquire(0, "t", START, {})
-        store.commit(
-            commit_of(
-                "t",
-                {"purchases": Range(10, 30_010)},
-                rows=list(rows.items()),
-                values={f"country:{code}": f"text {code}" for code in range(5_000)},
-                segments={f"d:{i}": Count(i, -i) for i in range(4_001)},
-            )
+        put(
+            store,
+            "t",
+            {"purchases": Range(10, 30_010)},
+            rows=list(rows.items()),
+            values={f"country:{code}": f"text {code}" for code in range(5_000)},
+            segments={f"d:{i}": Count(i, -i) for i in range(4_001)},
         )
         assert rows_of(store) == rows
         header = store.header(0)
@@ -362,7 +375,7 @@ class StoreContract:
         assert header.offsets["purchases"] == 30_010
         assert store.segments(0) == {f"d:{i}": Count(i, -i) for i in range(4_001)}
         erased = list(rows)[5_000:14_001]
-        store.commit(commit_of("t", {"purchases": Range(30_010, 30_011)}, erased=erased))
+        put(store, "t", {"purchases": Range(30_010, 30_011)}, erased=erased)
         gone = set(erased)
         assert rows_of(store) == {customer: row for customer, row in rows.items() if customer not in gone}
 
@@ -371,9 +384,9 @@ class StoreContract:
         """Commits of any size around a store's internal portions write and erase every row."""
         rows = {f"c{i}": b"%d" % i for i in range(count)}
         store.acquire(0, "t", START, {})
-        store.commit(commit_of("t", {}, rows=[*rows.items(), ("last", b"last")], erased=[]))
+        put(store, "t", {}, rows=[*rows.items(), ("last", b"last")], erased=[])
         assert rows_of(store) == {**rows, "last": b"last"}
-        store.commit(commit_of("t", {}, erased=list(rows)))
+        put(store, "t", {}, erased=list(rows))
         assert rows_of(store) == {"last": b"last"}
 
     # The guard
@@ -428,19 +441,80 @@ class StoreContract:
         store.acquire(0, "t", {"purchases": 10}, {})
         before = held(store)
         with pytest.raises(LostBatch, match="erasures"):
-            store.commit(full_commit("t", {"purchases": Range(10, 11), "erasures": Range(0, 5)}))
+            store.commit(full_commit("t", {"purchases": Range(10, 11), "erasures": Range(0, 5)}, 1))
         assert held(store) == before
 
-    def test_the_same_commit_is_not_taken_twice(self, store: StateStore) -> None:
-        """A commit of records that is sent again is refused, so that it is folded once."""
-        store.acquire(0, "t", START, {})
-        commit = commit_of("t", {"purchases": Range(10, 20)}, rows=[("c", b"1")], entry=entry_of(1))
+    @pytest.mark.parametrize(
+        "ranges",
+        [{}, {"purchases": Range(20, 20)}, {"purchases": Range(20, 30)}],
+        ids=["no range", "an empty range", "records"],
+    )
+    def test_a_commit_that_was_sent_twice_is_written_once(
+        self, store: StateStore, ranges: Mapping[Role, Range]
+    ) -> None:
+        """A repeated commit is refused, with records or without, even if its entry has been published meanwhile."""
+        started(store)
+        commit = full_commit("t", ranges)
         store.commit(commit)
-        store.acknowledge(0, ["1-t"])
+        store.acknowledge(0, ["2-t"])
         before = held(store)
         with pytest.raises(LostBatch):
             store.commit(commit)
         assert held(store) == before
+
+    @pytest.mark.parametrize("ranges", [{}, {"signups": Range(5, 5)}], ids=["no range", "an empty range"])
+    def test_a_commit_that_comes_late_is_refused(self, store: StateStore, ranges: Mapping[Role, Range]) -> None:
+        """A commit without records that arrives after later ones does not take the shard back."""
+        started(store)
+        late = full_commit("t", ranges)
+        store.commit(late)
+        put(store, "t", {}, rows=[("kept", b"latest")], time=1_900_000_000_000_000)
+        before = held(store)
+        for number in (1, 2):
+            with pytest.raises(LostBatch):
+                store.commit(replace(late, number=number))
+            assert held(store) == before
+
+    @pytest.mark.parametrize("ranges", [{}, {"purchases": Range(20, 30)}], ids=["no range", "records"])
+    @pytest.mark.parametrize("number", [-1, 0, 1, 3, 4, 20, 2**53])
+    def test_another_number_is_refused(self, store: StateStore, number: int, ranges: Mapping[Role, Range]) -> None:
+        """After one commit only number 2 may come: any other is refused, told, writes nothing and uses up none."""
+        before = started(store)
+        with pytest.raises(LostBatch, match=rf"\b1 commits\b.*number {number}\b"):
+            store.commit(full_commit("t", ranges, number))
+        assert held(store) == before
+        store.commit(full_commit("t", ranges))
+        assert store.header(0).commits == 2
+
+    def test_the_first_commit_is_number_1(self, store: StateStore) -> None:
+        """A shard that was acquired and never committed has no commits; its first has number 1."""
+        store.acquire(0, "t", START, {})
+        before = held(store)
+        for number in (0, 2):
+            with pytest.raises(LostBatch, match=rf"\b0 commits\b.*number {number}\b"):
+                store.commit(commit_of("t", number, {}, rows=[("c", b"row")]))
+            assert held(store) == before
+        store.commit(commit_of("t", 1, {}, rows=[("c", b"row")]))
+        assert (store.header(0).commits, rows_of(store)) == (1, {"c": b"row"})
+
+    def test_numbers_continue_across_owners(self, store: StateStore) -> None:
+        """Acquiring and acknowledging count nothing: a new owner goes on after the commits of those before it."""
+        started(store)
+        for number, token in enumerate("uvw" * 4, start=2):
+            assert store.acquire(0, token, START, {}).commits == number - 1
+            store.acknowledge(0, [f"{number - 1}-{token}"])
+            with pytest.raises(LostBatch):
+                store.commit(full_commit(token, {}, 1))
+            store.commit(full_commit(token, {}, number))
+        assert store.header(0).commits == 13
+
+    def test_a_stale_owner_is_told_so_whatever_the_number(self, store: StateStore) -> None:
+        """Who is no longer the owner is refused as that, and not because of what others have committed."""
+        started(store)
+        store.acquire(0, "u", START, {})
+        for number in (1, 2, 3):
+            with pytest.raises(StaleOwner):
+                store.commit(full_commit("t", {}, number))
 
     # The outbox
 
@@ -448,9 +522,9 @@ class StoreContract:
         """Entries are ordered by number, ten after nine, whoever wrote them and in whatever order."""
         store.acquire(0, "t", START, {})
         for number in (10, 2, 1, 100, 9):
-            store.commit(commit_of("t", {}, entry=entry_of(number)))
+            put(store, "t", {}, entry=entry_of(number))
         store.acquire(0, "a", START, {})
-        store.commit(commit_of("a", {}, entry=entry_of(11, "a")))
+        put(store, "a", {}, entry=entry_of(11, "a"))
         entries = store.header(0).entries
         assert list(entries) == [entry_of(n, "a" if n == 11 else "t") for n in (1, 2, 9, 10, 11, 100)]
 
@@ -458,7 +532,7 @@ class StoreContract:
         """Acknowledged entries are gone, others stay; unknown ids, repeats and an empty list do not matter."""
         store.acquire(0, "t", START, {})
         for number in (1, 2, 3, 12):
-            store.commit(commit_of("t", {}, entry=entry_of(number)))
+            put(store, "t", {}, entry=entry_of(number))
         before = held(store)
         store.acknowledge(0, [])
         store.acknowledge(0, ["4-t", "1-u", "1", "2-", "12-t "])
@@ -479,25 +553,26 @@ class StoreContract:
         """A large backlog is removed in one call."""
         store.acquire(0, "t", START, {})
         for number in range(1, 201):
-            store.commit(commit_of("t", {}, entry=OutboxEntry(f"{number}-t", [], [])))
+            put(store, "t", {}, entry=OutboxEntry(f"{number}-t", [], []))
         store.acknowledge(0, [f"{number}-t" for number in range(20_000) if number != 77])
         assert [entry.number for entry in store.header(0).entries] == [77]
 
     # Shards and fleets
 
     def test_shards_do_not_touch_each_other(self, store: StateStore) -> None:
-        """Owner, position, rows, segments and outbox of a shard are its own."""
+        """Owner, position, commits, rows, segments and outbox of a shard are its own."""
         first = started(store)
         assert held(store, 1) == NOTHING
         assert held(store, 10) == NOTHING
         store.acquire(1, "u", {"purchases": 0}, {})
         with pytest.raises(StaleOwner):
-            store.commit(commit_of("t", {}, shard=1))
-        store.commit(commit_of("u", {"purchases": Range(0, 1)}, shard=1, rows=[("kept", b"other")], entry=entry_of(1)))
+            put(store, "t", {}, shard=1)
+        put(store, "u", {"purchases": Range(0, 1)}, shard=1, rows=[("kept", b"other")], entry=entry_of(1))
         store.acknowledge(1, ["1-t"])
         assert held(store) == first
         assert rows_of(store, 1) == {"kept": b"other"}
         assert not store.header(1).entries
+        assert store.header(1).commits == 1
 
     def test_a_fleet_claims_the_store_once(self, store: StateStore) -> None:
         """The first fleet claims the store, and may say so again at every start."""

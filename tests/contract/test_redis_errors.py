@@ -1,21 +1,23 @@
-"""What RedisStore says and leaves behind when Redis is away, full, read-only, slow or refuses the password."""
+"""What RedisStore says and leaves behind when Redis is away, full, read-only, slow, damaged or refuses something."""
 
+import re
 import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 import redis
 
-from models.errors import SegmenterError
+from models.errors import SegmenterError, StateError
 from streams.commit import Range
 from streams.errors import LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
 from streams.store.redis import RedisStore
-from tests.contract.store_contract import START, commit_of, entry_of, full_commit, held, rows_of, started
+from tests.contract.store_contract import LAYOUT, START, commit_of, entry_of, full_commit, held, put, started
 from tests.support.real_redis import RealRedis
 
 StartRedis = Callable[..., RealRedis]
@@ -59,6 +61,12 @@ def refused(store: RedisStore, kind: type[SegmenterError], operate: Callable[[Re
 def url_with(server: RealRedis, password: str, user: str = "") -> str:
     """The server's address with this login."""
     return f"redis://{user}:{quote(password, safe='')}@{server.address}/0"
+
+
+def contents(raw: redis.Redis) -> dict[bytes, Any]:
+    """Everything in the database, of whatever type."""
+    keys: list[Any] = sorted(raw.keys())
+    return {key: raw.hgetall(key) if raw.type(key) == b"hash" else raw.get(key) for key in keys}
 
 
 class TestAway:
@@ -111,7 +119,7 @@ class TestAway:
         server = start_redis(aof=False)
         with closing(RedisStore(server.url, "segmenter")) as store:
             store.acquire(0, "t", START, {})
-            store.commit(commit_of("t", {}, rows=[(f"c{i}", b"row") for i in range(50_000)]))
+            put(store, "t", {}, rows=[(f"c{i}", b"row") for i in range(50_000)])
             parts = store.rows(0)
             assert next(parts)
             server.kill()
@@ -203,20 +211,26 @@ class TestFull:
             yield client
 
     def test_writes_are_refused_whole(self, server: RealRedis, admin: redis.Redis) -> None:
-        """A full Redis raises StoreUnavailable for every write, nothing of which is stored, and still shows rows."""
+        """A full Redis raises StoreUnavailable for every write, nothing of which is stored."""
         with closing(RedisStore(server.url, "segmenter")) as store:
             before = started(store)
             admin.config_set("maxmemory", "1")
             for operate in WRITES.values():
                 assert "memory" in refused(store, StoreUnavailable, operate)
-            assert rows_of(store) == before.rows
+            assert held(store) == before
             assert store.row(0, "kept") == b"kept"
-            assert store.segments(0) == before.segments
             assert store.partitions() is None
             admin.config_set("maxmemory", "0")
-            assert held(store) == before
             store.commit(NEXT)
             assert store.header(0).offsets["purchases"] == 30
+
+    def test_everything_can_be_read(self, server: RealRedis, admin: redis.Redis) -> None:
+        """A full Redis still shows the whole shard, the header too, even to the first who asks after its restart."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            before = started(store)
+            admin.config_set("maxmemory", "1")
+            admin.script_flush()
+            assert held(store) == before
 
     def test_an_erasure_is_refused_whole_too(self, server: RealRedis, admin: redis.Redis) -> None:
         """A commit that would only free memory is refused as a whole: its offset cannot be stored either."""
@@ -224,7 +238,8 @@ class TestFull:
             before = started(store)
             admin.config_set("maxmemory", "1")
             with pytest.raises(StoreUnavailable):
-                store.commit(commit_of("t", {"purchases": Range(20, 21)}, erased=["doomed"]))
+                put(store, "t", {"purchases": Range(20, 21)}, erased=["doomed"])
+            assert held(store) == before
             admin.config_set("maxmemory", "0")
             assert held(store) == before
 
@@ -235,8 +250,9 @@ class TestFull:
             admin.config_set("maxmemory", "1")
             with pytest.raises(StaleOwner):
                 store.commit(full_commit("u", {}))
-            with pytest.raises(LostBatch):
-                store.commit(full_commit("t", {"purchases": Range(21, 22)}))
+            for lost in (full_commit("t", {"purchases": Range(21, 22)}), full_commit("t", {}, 1)):
+                with pytest.raises(LostBatch):
+                    store.commit(lost)
 
     def test_a_full_redis_can_still_be_emptied(self, server: RealRedis, admin: redis.Redis) -> None:
         """Published entries can be acknowledged, which frees memory."""
@@ -251,14 +267,15 @@ class TestFull:
         """Where memory runs out in the middle of commits, each is stored whole or not at all."""
         with closing(RedisStore(server.url, "segmenter")) as store:
             store.acquire(0, "t", START, {})
-            at, size, refusals = 10, 5_000, 0
+            at, size, number, refusals = 10, 5_000, 1, 0
             admin.config_set("maxmemory", str(admin.info("memory")["used_memory"] + 4_000_000))
             for _ in range(40):
                 commit = commit_of(
                     "t",
+                    number,
                     {"purchases": Range(at, at + size)},
                     rows=[(f"customer-{at + i}", b"r" * 90) for i in range(size)],
-                    entry=entry_of(at),
+                    entry=entry_of(number),
                 )
                 before = held(store)
                 try:
@@ -270,6 +287,8 @@ class TestFull:
                         break
                 else:
                     now = held(store)
+                    assert now.header.commits == number
+                    number += 1
                     at += size
                     assert now.header.offsets["purchases"] == at
                     assert len(now.rows) == at - 10
@@ -359,7 +378,7 @@ class _Forgetful:
     def _answer(self, client: socket.socket, upstream: socket.socket) -> None:
         with suppress(OSError):
             while answer := upstream.recv(65536):
-                if self.losing and answer == b"$2\r\nok\r\n":
+                if self.losing and re.fullmatch(rb"\$\d+\r\n(ok|lost .*)\r\n", answer):
                     self.losing -= 1
                     client.shutdown(socket.SHUT_RDWR)
                     return
@@ -400,14 +419,17 @@ class TestLostAnswer:
             assert [entry.id for entry in header.entries] == ["1-t", "2-t"]
             assert store.row(0, "fresh") == b"fresh"
 
-    def test_a_lapse_that_got_through_may_be_repeated(self, redis_server: RealRedis, raw: redis.Redis) -> None:
-        """A commit without records is the same when it is stored again, so its repetition succeeds."""
+    def test_a_lapse_that_got_through_is_not_written_twice(self, redis_server: RealRedis, raw: redis.Redis) -> None:
+        """The same holds for a commit without records: it is counted once, and its repetition refused."""
         with forgetful(redis_server) as (store, between):
             started(store)
             between.losing = 1
-            store.commit(full_commit("t", {}))
+            with pytest.raises(LostBatch, match=r"2 commits.*number 2"):
+                store.commit(full_commit("t", {}))
             assert between.losing == 0
-            assert [entry.id for entry in store.header(0).entries] == ["1-t", "2-t"]
+            header = store.header(0)
+            assert header.commits == 2
+            assert [entry.id for entry in header.entries] == ["1-t", "2-t"]
             assert store.row(0, "kept") == b"changed"
 
     def test_a_line_that_stays_bad_is_unavailable(self, redis_server: RealRedis, raw: redis.Redis) -> None:
@@ -418,4 +440,178 @@ class TestLostAnswer:
             with pytest.raises(StoreUnavailable):
                 store.commit(full_commit("t", {}))
             between.losing = 0
-            assert [entry.id for entry in store.header(0).entries] == ["1-t", "2-t"]
+            header = store.header(0)
+            assert header.commits == 2
+            assert [entry.id for entry in header.entries] == ["1-t", "2-t"]
+
+
+@contextmanager
+def limited(server: RealRedis, raw: redis.Redis, *rules: str) -> Iterator[RedisStore]:
+    """The store of a user who may do everything but for these rules."""
+    raw.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{PASSWORD}", "~*", "+@all", *rules)
+    try:
+        with closing(RedisStore(url_with(server, PASSWORD, "limited"), "segmenter")) as store:
+            yield store
+    finally:
+        raw.acl_deluser("limited")
+
+
+class TestForbidden:
+    """The login is right, and may not do everything."""
+
+    @pytest.fixture
+    def store(self, redis_server: RealRedis, raw: redis.Redis) -> Iterator[RedisStore]:
+        """The store of a user who may do everything."""
+        with closing(RedisStore(redis_server.url, "segmenter")) as store:
+            yield store
+
+    @pytest.mark.parametrize(
+        ("command", "name"),
+        [
+            ("hsetnx", "register"),
+            ("hset", "acquire"),
+            ("evalsha", "header"),
+            ("evalsha", "commit"),
+            ("hdel", "acknowledge"),
+            ("hget", "row"),
+            ("hscan", "rows"),
+            ("hgetall", "segments"),
+        ],
+    )
+    def test_a_forbidden_command_is_a_reason_to_stop(
+        self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore, command: str, name: str
+    ) -> None:
+        """A command that the user may not give raises ServiceUnavailable, which names it, and nothing is written."""
+        started(store)
+        before = contents(raw)
+        with limited(redis_server, raw, f"-{command}") as forbidden:
+            assert command in refused(forbidden, ServiceUnavailable, EVERYTHING[name])
+        assert contents(raw) == before
+
+    @pytest.mark.parametrize("name", EVERYTHING.keys() - {"ping"})
+    def test_forbidden_keys_are_a_reason_to_stop(
+        self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore, name: str
+    ) -> None:
+        """So does a user who may use other keys only, whatever is asked of the store."""
+        started(store)
+        before = contents(raw)
+        with limited(redis_server, raw, "resetkeys", "~other:*") as forbidden:
+            refused(forbidden, ServiceUnavailable, EVERYTHING[name])
+        assert contents(raw) == before
+
+    def test_no_commit_is_half_written(self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore) -> None:
+        """Whichever command is forbidden inside the commit's script, it is written as a whole or not at all."""
+        refusing = set()
+        for command in ("del", "exists", *sorted(raw.acl_cat("hash"))):
+            raw.flushdb()
+            started(store)
+            before = contents(raw)
+            with limited(redis_server, raw, f"-{command}") as forbidden:
+                try:
+                    forbidden.commit(NEXT)
+                except (StoreUnavailable, ServiceUnavailable):
+                    refusing.add(command)
+                    assert contents(raw) == before, command
+                    store.commit(NEXT)
+            header, rows, segments = held(store)
+            assert header.commits == 2, command
+            assert rows == {"kept": b"changed", "fresh": b"fresh"}, command
+            assert segments == NEXT.segments, command
+        assert {"hget", "hset", "hdel"} <= refusing
+
+
+def layout_with(text: str) -> tuple[str, str, str]:
+    """The stored layout, replaced by a text."""
+    return ("shard", f"layout:{LAYOUT.id}", text)
+
+
+class TestDamaged:
+    """What is stored is not what the segmenter has written."""
+
+    @pytest.fixture
+    def store(self, redis_server: RealRedis, raw: redis.Redis) -> Iterator[RedisStore]:
+        """A store with a shard."""
+        with closing(RedisStore(redis_server.url, "segmenter")) as store:
+            started(store)
+            yield store
+
+    @pytest.mark.parametrize("part", ["customers", "outbox", "segments", "values"])
+    def test_a_key_of_another_type_refuses_the_commit_whole(
+        self, raw: redis.Redis, store: RedisStore, part: str
+    ) -> None:
+        """Where one of the shard's keys is no hash a commit writes to none of the others either."""
+        key = f"{{segmenter:0}}:{part}"
+        raw.set(key, "no hash")
+        before = contents(raw)
+        for commit in (NEXT, commit_of("t", 2, {})):
+            with pytest.raises(StoreUnavailable, match=r"WRONGTYPE|wrong kind of value"):
+                store.commit(commit)
+            assert contents(raw) == before
+        raw.delete(key)
+        store.commit(NEXT)
+        assert raw.hget("{segmenter:0}:shard", "commits") == b"2"
+
+    @pytest.mark.parametrize(
+        ("part", "field", "value"),
+        [
+            ("shard", "commits", "two"),
+            ("shard", "commits", ""),
+            ("shard", "time", "1704447000.5"),
+            ("shard", "offset:purchases", "0x14"),
+            ("shard", "offset:purchases", ""),
+            ("shard", "backfill:purchases", "4O"),
+            ("shard", "layout:x", LAYOUT.json),
+            layout_with("{"),
+            layout_with("[]"),
+            layout_with("null"),
+            layout_with('{"format":1}'),
+            layout_with('{"format":1,"currency":"USD","dimensions":["lifecycle"],"attributes":[]}'),
+            layout_with('{"format":1,"currency":"USD","dimensions":{"lifecycle":3},"attributes":[]}'),
+            ("values", "country:2", "a code is left out"),
+            ("values", "country:-1", "negative"),
+            ("values", "country:x", "no code"),
+            ("values", "country", "no code either"),
+            ("values", "country:0", b"\xff"),
+            ("values", b"\xff:0", "no text"),
+            ("outbox", "1-t", "{"),
+            ("outbox", "1-t", "[]"),
+            ("outbox", "1-t", '{"format":1}'),
+            ("outbox", "x-t", entry_of(1).encode()),
+        ],
+    )
+    def test_a_damaged_header_is_told(
+        self, raw: redis.Redis, store: RedisStore, part: str, field: str | bytes, value: str | bytes
+    ) -> None:
+        """Numbers, layouts, dictionaries and entries that cannot be read raise StateError, which says what to do."""
+        raw.hset(f"{{segmenter:0}}:{part}", field, value)  # type: ignore[arg-type]
+        for operate in (EVERYTHING["header"], EVERYTHING["acquire"]):
+            with pytest.raises(StateError, match=r"damaged.*restore"):
+                operate(store)
+
+    @pytest.mark.parametrize(
+        ("part", "field", "value"),
+        [layout_with('{"format":2}'), ("outbox", "1-t", '{"format":2}')],
+        ids=["layout", "outbox"],
+    )
+    def test_a_newer_format_is_told(
+        self, raw: redis.Redis, store: RedisStore, part: str, field: str, value: str
+    ) -> None:
+        """A later format is told as such, even where nothing else of it can be understood."""
+        raw.hset(f"{{segmenter:0}}:{part}", field, value)
+        for operate in (EVERYTHING["header"], EVERYTHING["acquire"]):
+            with pytest.raises(StateError, match=r"format 2.*newer version"):
+                operate(store)
+
+    @pytest.mark.parametrize("size", ["{", "[]", "7", '{"customers":1}', '{"customers":1,"revenue_minor":"x"}'])
+    def test_a_damaged_segment_is_told(self, raw: redis.Redis, store: RedisStore, size: str) -> None:
+        """The size of a segment that cannot be read raises StateError."""
+        raw.hset("{segmenter:0}:segments", "lifecycle:new", size)
+        with pytest.raises(StateError, match=r"damaged.*restore"):
+            store.segments(0)
+
+    def test_a_value_that_cannot_be_sent_is_a_bug(self, raw: redis.Redis, store: RedisStore) -> None:
+        """What is no text, number or bytes is nobody's outage: the error is raised as it is, and nothing is written."""
+        before = contents(raw)
+        with pytest.raises(redis.DataError):
+            store.commit(commit_of("t", 2, {}, rows=[("c", None)]))
+        assert contents(raw) == before

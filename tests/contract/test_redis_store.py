@@ -20,6 +20,7 @@ from tests.contract.store_contract import (
     entry_of,
     full_commit,
     held,
+    put,
     rows_of,
     started,
 )
@@ -53,11 +54,12 @@ class TestRedisStore(StoreContract):
         assert {raw.ttl(key) for key in keys} == {-1}
 
     def test_the_shard_hash_has_exactly_the_documented_fields(self, store: StateStore, raw: redis.Redis) -> None:
-        """The shard's own hash holds owner, positions, time, policy version and layouts."""
+        """The shard's own hash holds owner, commits, positions, time, policy version and layouts."""
         header = started(store).header
         (layout_id,) = header.layouts
         assert raw.hgetall("{segmenter:0}:shard") == {
             b"owner": b"t",
+            b"commits": b"1",
             b"offset:signups": b"5",
             b"offset:purchases": b"20",
             b"offset:erasures": b"0",
@@ -108,7 +110,7 @@ class TestRedisStore(StoreContract):
         """Commits go on after Redis has dropped its scripts, as it does when it restarts."""
         started(store)
         raw.script_flush()
-        store.commit(commit_of("t", {"purchases": Range(20, 21)}))
+        put(store, "t", {"purchases": Range(20, 21)})
         assert store.header(0).offsets["purchases"] == 21
 
     def test_an_emptied_redis_refuses_the_owner_of_before(self, store: StateStore, raw: redis.Redis) -> None:
@@ -132,7 +134,7 @@ class TestRedisStore(StoreContract):
         """Where no offset is stored at all the message says so."""
         store.acquire(0, "t", {}, {})
         with pytest.raises(LostBatch, match=r"starts at 20.* at nothing"):
-            store.commit(full_commit("t", {"purchases": Range(20, 30)}))
+            store.commit(full_commit("t", {"purchases": Range(20, 30)}, 1))
 
     def test_unknown_fields_are_ignored(self, store: StateStore, raw: redis.Redis) -> None:
         """A later version of this format may keep more in a shard's hash; this one does not mind."""
@@ -144,7 +146,7 @@ class TestRedisStore(StoreContract):
         """Rows of a large shard come in several parts, none missing and none twice."""
         store.acquire(0, "t", START, {})
         rows = {f"customer-{i}": b"%d" % i for i in range(60_000)}
-        store.commit(commit_of("t", {}, rows=list(rows.items())))
+        put(store, "t", {}, rows=list(rows.items()))
         parts = list(store.rows(0))
         assert len(parts) > 1
         assert sum(map(len, parts)) == len(rows)
@@ -158,7 +160,7 @@ class TestRedisStore(StoreContract):
         twin.acquire(0, "u", {}, {})
         with pytest.raises(StaleOwner):
             store.commit(full_commit("t", {}))
-        twin.commit(commit_of("u", {"purchases": Range(20, 30)}))
+        put(twin, "u", {"purchases": Range(20, 30)})
         assert store.header(0).offsets["purchases"] == 30
 
     def test_workers_that_fight_for_a_shard_lose_and_double_nothing(
@@ -173,9 +175,11 @@ class TestRedisStore(StoreContract):
                 for turn in range(per_worker):
                     while True:
                         token = f"{name}.{turn}"
-                        at = mine.acquire(0, token, {"purchases": 0}, {}).offsets["purchases"]
+                        header = mine.acquire(0, token, {"purchases": 0}, {})
+                        at = header.offsets["purchases"]
                         commit = commit_of(
                             token,
+                            header.commits + 1,
                             {"purchases": Range(at, at + 1)},
                             rows=[(f"c{at}", token.encode())],
                             entry=entry_of(at + 1, token),
@@ -199,6 +203,7 @@ class TestRedisStore(StoreContract):
         assert failures == []
         now = held(store)
         assert now.header.offsets == {"purchases": 4 * per_worker}
+        assert now.header.commits == 4 * per_worker
         assert sorted(now.rows.items()) == sorted(committed)
         assert [entry.number for entry in now.header.entries] == list(range(1, 4 * per_worker + 1))
 

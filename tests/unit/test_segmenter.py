@@ -96,6 +96,15 @@ def test_a_purchase_at_the_deadline_keeps_the_customer(shard: Feeder) -> None:
     ]
 
 
+def test_a_purchase_at_the_deadline_while_another_customer_lapses(shard: Feeder) -> None:
+    """The deadline of the one is passed, the equal instant of the other is not."""
+    shard.feed(purchase("a", "1", at(0)), purchase("b", "2", at(0, -1)))
+    assert moves(shard.feed(purchase("a", "3", at(90)))) == [("b", "new", "lapsed", "time")]
+    assert moves(shard.feed(purchase("a", "4", at(90), "2.00"), tick(at(90, 1)))) == [
+        ("a", "new", "regular", "purchase")
+    ]
+
+
 def test_due_deadlines_come_before_the_event(shard: Feeder) -> None:
     """An event that finds deadlines passed has them published first, all of them, in time order."""
     changes = shard.feed(signup("a", "s", at(0)), purchase("a", "1", at(100)))
@@ -206,6 +215,16 @@ def test_an_event_before_the_last_change_is_late(shard: Feeder) -> None:
     assert changes[0]["event_id"] == "2"
     assert changes[0]["rfm"]["recency_days"] == 50
     assert moves(shard.feed(tick(at(140, 1)))) == [("a", "new", "lapsed", "time")]
+
+
+def test_an_event_at_the_very_deadline_that_has_passed_is_late(shard: Feeder) -> None:
+    """The customer has lapsed from the microsecond after the deadline on: what comes before that has been overtaken."""
+    shard.feed(purchase("a", "1", at(0)), tick(at(95)))
+    assert times(shard.feed(purchase("a", "2", at(90)))) == days((95, 95))
+    shard.feed(purchase("b", "3", at(100)), tick(at(195)))
+    changes = shard.feed(purchase("b", "4", at(190, 1)))
+    assert moves(changes) == [("b", "lapsed", "new", "purchase")]
+    assert times(changes) == [(text(at(190, 1)), text(at(195)))]
 
 
 def test_an_event_that_time_has_overtaken_is_late(shard: Feeder) -> None:

@@ -1,0 +1,85 @@
+"""``python -m tests.bench``: the whole benchmark, printed as a report and, if asked, written to a file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import click
+
+from tests.bench.events import Events, make_events
+from tests.bench.machine import describe_machine, load_average
+from tests.bench.report import Measured, render
+from tests.bench.stages import StageTimes, measure_stages, workloads
+from tests.bench.throughput import BenchError, NaiveAgent, Run, SegmenterWorker, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured. The embedded broker holds no more events than the full size."""
+
+    events: int
+    warm_up: int
+    stage_events: int | None
+    batch_sizes: tuple[int, ...]
+
+
+FULL = Size(events=56_000, warm_up=400, stage_events=None, batch_sizes=(1000, 5000))
+QUICK = Size(events=3000, warm_up=400, stage_events=3000, batch_sizes=(1000,))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _throughput(events: Events, repeats: int) -> list[tuple[Run, Run]]:
+    """Worker and naive agent in turns; the one that begins takes turns too."""
+    found = []
+    for repeat in range(repeats):
+        runs = {}
+        for kind in (SegmenterWorker, NaiveAgent)[:: -1 if repeat % 2 else 1]:
+            run = runs[kind.name] = measure(kind, events)
+            _say(f"repeat {repeat + 1}/{repeats}: {run.name} {run.rate:,.0f} events/s, {run.changes:,} changes")
+        found.append((runs[SegmenterWorker.name], runs[NaiveAgent.name]))
+    return found
+
+
+def _stages(events: Events, size: Size, repeats: int) -> list[StageTimes]:
+    found = []
+    for workload in workloads(events, size.stage_events):
+        for batch_size in size.batch_sizes:
+            _say(f"stages: {workload.name}, batches of {batch_size:,}")
+            found.append(measure_stages(workload, batch_size, repeats))
+    return found
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="a few events and one repeat: does it work, not how fast it is")
+@click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True, help="how often, in turns")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="write the report to this file too")
+@click.option("--at-least", type=float, help="fail if the median ratio is lower")
+def bench(quick: bool, repeats: int, output: Path | None, at_least: float | None) -> None:
+    """Events per second of one worker beside a naive Faust agent, and microseconds per event of each stage."""
+    size, repeats = (QUICK, 1) if quick else (FULL, repeats)
+    command = " ".join(["python -m tests.bench", *sys.argv[1:]])
+    load, events = load_average(), make_events(size.events, size.warm_up)
+    try:
+        runs = _throughput(events, repeats)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from None
+    date = datetime.now(UTC).date().isoformat()
+    stages = _stages(events, size, repeats)
+    measured = Measured(command, quick, date, load, describe_machine(), events, runs, stages)
+    report = render(measured)
+    click.echo(report, nl=False)
+    if output is not None:
+        output.write_text(report, encoding="utf-8")
+    if at_least is not None and median(measured.ratios) < at_least:
+        raise click.ClickException(f"the median ratio {median(measured.ratios):.1f} is lower than {at_least:g}")
+
+
+if __name__ == "__main__":
+    bench(prog_name="python -m tests.bench")

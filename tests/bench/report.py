@@ -1,0 +1,163 @@
+"""The report: what was measured as Markdown, ratios first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from textwrap import fill
+from typing import Final
+
+from tests.bench.events import Events
+from tests.bench.stages import STAGES, StageTimes
+from tests.bench.throughput import Run
+
+TARGET: Final = 25.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of the whole benchmark: each repeat has a run of the worker and one of the naive agent."""
+
+    command: str
+    quick: bool
+    date: str
+    load: str
+    machine: Sequence[tuple[str, str]]
+    events: Events
+    repeats: Sequence[tuple[Run, Run]]
+    stages: Sequence[StageTimes]
+
+    @property
+    def ratios(self) -> list[float]:
+        """The worker's rate over the naive agent's, in each repeat."""
+        return [worker.rate / naive.rate for worker, naive in self.repeats]
+
+    @property
+    def cpu_ratios(self) -> list[float]:
+        """The naive agent's processor time over the worker's, in each repeat; empty where it is not known."""
+        return [
+            naive.cpu_seconds / worker.cpu_seconds
+            for worker, naive in self.repeats
+            if naive.cpu_seconds is not None and worker.cpu_seconds is not None
+        ]
+
+
+def _spread(values: Sequence[float], digits: int = 1) -> str:
+    """``min / median / max``, or the only value."""
+    if len(values) == 1:
+        return f"{values[0]:,.{digits}f}"
+    return " / ".join(f"{value:,.{digits}f}" for value in (min(values), median(values), max(values)))
+
+
+def _paragraph(text: str) -> str:
+    return fill(text, 120, break_on_hyphens=False, break_long_words=False)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join([_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *(_row(row) for row in rows)])
+
+
+def render(measured: Measured) -> str:
+    """The whole report."""
+    parts = [_opening(measured), _throughput(measured), _stages(measured.stages), _METHOD, _machine(measured)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(measured: Measured) -> str:
+    met = "met" if median(measured.ratios) >= TARGET else "not met"
+    said = _paragraph(
+        "Written by the benchmark itself. Rates belong to the machine below and to what else ran on it; ratios within "
+        f"one run carry further. Everywhere: minimum / median / maximum of {len(measured.ratios)} repeats."
+    )
+    facts = [
+        f"- **One worker handles {_spread(measured.ratios)} times the events per second of a naive Faust agent** "
+        f"(target: at least {TARGET:g}, {met})."
+    ]
+    if measured.cpu_ratios:
+        facts.append(
+            f"- For an event, the naive agent's process uses {_spread(measured.cpu_ratios)} times the processor time of "
+            "the worker's."
+        )
+    parts = ["# Performance", said, "\n".join(facts)]
+    if measured.quick:
+        parts.insert(1, "**A quick run: it shows that the benchmark works and says nothing of speed.**")
+    return "\n\n".join(parts)
+
+
+def _throughput(measured: Measured) -> str:
+    events, sides = measured.events, list(zip(*measured.repeats, strict=True))
+    rows = []
+    for runs in sides:
+        cpu = [1e6 * run.cpu_seconds / run.events for run in runs if run.cpu_seconds is not None]
+        rows.append(
+            [
+                runs[0].name,
+                _spread([run.rate for run in runs], 0),
+                _spread([run.seconds for run in runs], 2),
+                _spread(cpu) if cpu else "unknown",
+                _spread([run.mean_batch for run in runs], 0),
+            ]
+        )
+    head = ["", "events per second", "seconds", "processor µs per event", "records a commit"]
+    every = [run for runs in sides for run in runs]
+    repeated = sum(run.repeated for run in every)
+    largest = max(run.output_bytes for run in every)
+    ratios = ", ".join(f"{ratio:.1f}" for ratio in measured.ratios)
+    said = _paragraph(
+        f"Both read the same {len(events.measured):,} events of {events.customers:,} generated customers (and "
+        f"{len(events.warm_up):,} before them to warm up), on the same machine, in the same run, in turns. "
+        f"Both published the same {len(events.moves):,} changes, {len(events.moves) / events.total:.2f} an event, "
+        f"compared one by one by customer, from, to and event; {repeated or 'none'} came twice. The largest partition "
+        f"held {events.largest_partition / 2**20:.2f} MiB of events and {largest / 2**20:.2f} MiB of changes. "
+        f"Ratio of the rates in each repeat: {ratios}."
+    )
+    return f"## One worker beside a naive Faust agent\n\n{_table(head, rows)}\n\n{said}"
+
+
+def _stages(stages: Sequence[StageTimes]) -> str:
+    head = ["µs per event", *(f"{each.workload}, batches of {each.batch_size:,}" for each in stages)]
+    rows = [[stage, *(_spread(each.micros(stage), 2) for each in stages)] for stage in STAGES]
+    rows.append(["**all of it**", *(f"**{_spread(each.totals(), 2)}**" for each in stages)])
+    rows.append(["changes an event", *(f"{each.changes / each.events:.2f}" for each in stages)])
+    rows.append(["events", *(f"{each.events:,}" for each in stages)])
+    said = _paragraph(
+        "One shard, in one process, one stage after the other. A change costs more than an event, so the number of "
+        "changes an event has decides; CDNOW's history, folded under the event clock, has lapses too."
+    )
+    return f"## Where the time goes\n\n{said}\n\n{_table(head, rows)}"
+
+
+_METHOD: Final = """## How it is measured
+
+**The worker** is `segmenter worker` as a process of its own, every setting at its default but for the addresses:
+ingestion clock, default policy, one commit to Redis for each batch. **The naive agent** (`tests/bench/naive_agent.py`)
+is what a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and
+SET of the customer's state as JSON for each event, the same totals and lifecycle label, and `topic.send` when the label
+changes. It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
+
+Each run gets a fresh embedded broker (librdkafka's mock cluster, 4 partitions) and a fresh redis-server without
+persistence. The process starts on a few events that warm it up. Once those are done it is halted (SIGSTOP), all events
+are produced, and it is let go (SIGCONT): the clock starts there and stops when everything is done, which is looked up
+in Redis every 5 ms. So start-up, group join and producing are outside, and fetching is inside. Done means for the
+worker that every event's state and offset are in Redis *and* the broker has acknowledged every change; for the naive
+agent only that every event's state is in Redis, counted by Redis as SETs. Processor time is user and system time of the
+contender's process; Redis and the broker run in others.
+
+The embedded broker keeps 5 MiB a partition and drops the oldest in silence. Each run therefore counts bytes, and fails
+if a partition of events or changes holds more than 4 MiB or does not begin at offset 0. It also fails if a change is
+missing, or differs from those that a count of each customer's purchases gives.
+
+**Stages** are the worker's own classes called one after the other. What only computes is measured in processor time
+of its thread, what waits for Redis or the broker in elapsed time; in a worker these overlap, in four shards."""
+
+
+def _machine(measured: Measured) -> str:
+    rows = [["Command", f"`{measured.command}`"], ["Date", measured.date], *(list(pair) for pair in measured.machine)]
+    rows.append(["Load average at the start", measured.load])
+    body = "\n".join(_row(row) for row in rows)
+    return f"## Machine and versions\n\n| | |\n| --- | --- |\n{body}"

@@ -1,0 +1,363 @@
+"""A worker without servers: a log in lists for Kafka, a store that fails on demand, a publisher that remembers."""
+
+import asyncio
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from models.changes import DeadLetter, SegmentChanged
+from models.events import ROLE_OF_KIND, ROLES, Role
+from models.instants import SECOND, parse
+from models.partitioner import partition_of
+from models.policy import Policy
+from models.segmenter import Segmenter
+from streams.commit import OutboxEntry, ShardCommit, ShardHeader
+from streams.errors import PublishRefused, StoreUnavailable
+from streams.kafka.transport import FetchedRecords, LogRange, Progress
+from streams.processor import BatchProcessor, Clock, Shard
+from streams.settings import Settings
+from streams.shards import Shards
+from streams.store.memory import MemoryStore
+from tests.unit.build import Event, Rec, make_policy, record
+
+#: Far more than anything here takes: only a test that hangs gets there.
+PATIENCE = 10.0
+
+
+def quick(**given: Any) -> Settings:
+    """Settings that do not keep a test waiting, whatever the environment says."""
+    return Settings.model_construct(**{"tick_every": 0.001, "merge_wait": 0.0, "stop_within": 1.0, **given})
+
+
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retry at once."""
+    for name in ("_FIRST_RETRY", "_LAST_RETRY", "_STALE_RETRY", "_BLOCKED_POLL"):
+        monkeypatch.setattr(f"streams.runner.{name}", 0)
+
+
+async def eventually(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:
+    """Let the event loop run, with ``step`` at every turn, until the condition holds."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, "it never happened"
+        step()
+        await asyncio.sleep(0)
+
+
+async def settle(turns: int = 50) -> None:
+    """Let everything run that can."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run what belongs into threads in the event loop, so that a test is the same every time.
+
+    It can be cancelled before and after, as the real one can: work in a thread goes on when nobody waits for it.
+    """
+
+    async def to_thread(call: Callable[..., Any], *args: Any) -> Any:
+        await asyncio.sleep(0)
+        result = call(*args)
+        await asyncio.sleep(0)
+        return result
+
+    monkeypatch.setattr("asyncio.to_thread", to_thread)
+
+
+class FaultyStore(MemoryStore):
+    """A MemoryStore whose next calls fail as told: ``faults[method]`` is worked off one entry a call.
+
+    "before": it does not answer, and nothing is written. "after": it writes and the answer is lost. "stolen": another
+    worker takes the shard first. "restored": what was stored after ``keep`` is gone first. None: nothing is wrong.
+    Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults: dict[str, deque[str | None]] = {}
+        self.commits: list[ShardCommit] = []
+        self._kept: Any = {}
+        self._lock = threading.RLock()
+
+    def fail(self, method: str, *faults: str | None) -> None:
+        """What happens to the next calls of a method."""
+        self.faults.setdefault(method, deque()).extend(faults)
+
+    def keep(self) -> None:
+        """Make a backup, which the fault "restored" brings back."""
+        with self._lock:
+            self._kept = copy.deepcopy(self._shards)
+
+    def restore(self) -> None:
+        """Bring the backup back."""
+        with self._lock:
+            self._shards = copy.deepcopy(self._kept)
+
+    def peek(self, shard: int = 0) -> ShardHeader:
+        """The header, whatever is to fail."""
+        with self._lock:
+            return super().header(shard)
+
+    def committed(self) -> list[ShardCommit]:
+        """The commits that were written and answered."""
+        with self._lock:
+            return list(self.commits)
+
+    def _call(self, method: str, shard: int, call: Callable[[], Any]) -> Any:
+        with self._lock:
+            queue = self.faults.get(method)
+            fault = queue.popleft() if queue else None
+            if fault == "before":
+                raise StoreUnavailable("the store does not answer")
+            if fault == "stolen":
+                super().acquire(shard, "another-worker", {}, {})
+            if fault == "restored":
+                self.restore()
+            result = call()
+            if fault == "after":
+                raise StoreUnavailable("the store's answer was lost")
+            return result
+
+    def header(self, shard: int) -> ShardHeader:
+        """See StateStore."""
+        return self._call("header", shard, partial(super().header, shard))
+
+    def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
+        """See StateStore."""
+        every = super().rows
+        yield from self._call("rows", shard, lambda: list(every(shard)))
+
+    def acquire(
+        self, shard: int, token: str, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]
+    ) -> ShardHeader:
+        """See StateStore."""
+        return self._call("acquire", shard, partial(super().acquire, shard, token, offsets, backfill_until))
+
+    def commit(self, commit: ShardCommit) -> None:
+        """See StateStore."""
+        self._call("commit", commit.shard, partial(super().commit, commit))
+        with self._lock:
+            self.commits.append(commit)
+
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
+        """See StateStore."""
+        self._call("acknowledge", shard, partial(super().acknowledge, shard, entry_ids))
+
+
+class FakePublisher:
+    """Remembers what was published. ``block`` makes it wait; ``faults`` as in FaultyStore, "before" or "after".
+
+    After a fault the broker has taken nothing, or everything, and the worker is told that it refused.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[SegmentChanged] = []
+        self.dead_letters: list[DeadLetter] = []
+        self.calls: list[list[str]] = []
+        self.faults: deque[str | None] = deque()
+        self._gate: asyncio.Event | None = None
+
+    def block(self) -> None:
+        """Acknowledge nothing until ``release``."""
+        self._gate = asyncio.Event()
+
+    def release(self) -> None:
+        """Acknowledge again."""
+        assert self._gate is not None
+        self._gate.set()
+
+    async def publish(self, entries: Sequence[OutboxEntry]) -> None:
+        """See Publisher."""
+        fault = self.faults.popleft() if self.faults else None
+        if fault == "before":
+            raise PublishRefused("the broker refuses")
+        if self._gate is not None:
+            await self._gate.wait()
+        await asyncio.sleep(0)
+        self.calls.append([entry.id for entry in entries])
+        for entry in entries:
+            self.changes += entry.changes
+            self.dead_letters += entry.dead_letters
+        if fault == "after":
+            raise PublishRefused("the broker refuses")
+
+    def once(self) -> list[SegmentChanged]:
+        """The changes as a consumer sees them that drops repeated ids."""
+        seen: dict[str, SegmentChanged] = {}
+        for change in self.changes:
+            seen.setdefault(change["change_id"], change)
+        return list(seen.values())
+
+    def letters_once(self) -> list[DeadLetter]:
+        """The dead letters, each once."""
+        seen: dict[tuple[str, int, int], DeadLetter] = {}
+        for letter in self.dead_letters:
+            seen.setdefault((letter["topic"], letter["partition"], letter["offset"]), letter)
+        return list(seen.values())
+
+
+class FakeKafka:
+    """The input topics, and what the group has committed. ``now`` is the broker's clock in seconds."""
+
+    def __init__(self, partitions: int = 1, committed: int | None = 0) -> None:
+        self.partitions = partitions
+        tps = [TP(role, number) for role in ROLES for number in range(partitions)]
+        self.logs: dict[TP, list[Rec]] = {tp: [] for tp in tps}
+        self.first: dict[TP, int] = dict.fromkeys(tps, 0)
+        self.committed: dict[TP, int] = {} if committed is None else dict.fromkeys(tps, committed)
+        self.now = 0.0
+
+    def append(self, role: Role, made: Rec, partition: int = 0) -> None:
+        """Produce one record."""
+        log = self.logs[TP(role, partition)]
+        log.append(made._replace(offset=len(log)))
+
+    def produce(self, events: Iterable[Event], timestamps: Iterable[int] | None = None) -> None:
+        """Produce events where producers put them, stamped with these instants, else with their ``occurred_at``."""
+        stamps = iter(timestamps) if timestamps is not None else None
+        for event in events:
+            stamp = parse(event["occurred_at"]) if stamps is None else next(stamps)
+            made = record(event, timestamp=stamp // 1000)
+            role = ROLE_OF_KIND[event["kind"]]
+            for number in range(self.partitions) if made.key is None else [partition_of(made.key, self.partitions)]:
+                self.append(role, made, number)
+
+    def log_range(self, tp: TP) -> LogRange:
+        """What is known of one partition."""
+        return LogRange(self.first[tp], len(self.logs[tp]), self.committed.get(tp))
+
+
+class FakeConsumer:
+    """Fetches from FakeKafka as the batching consumer does; see Consumer in streams/shards.py."""
+
+    def __init__(self, kafka: FakeKafka, fetch: int = 3) -> None:
+        self.kafka = kafka
+        self.fetch = fetch
+        self.assignment: set[TP] = set()
+        self.read_from: dict[TP, tuple[int, int]] = {}
+        self.paused: set[TP] = set()
+        self.errors: deque[Exception | None] = deque()
+        #: Topics of which the consumer does not know how far they go.
+        self.unknown: set[str] = set()
+        self._epoch = 0
+
+    def epoch(self, tp: TP) -> int:
+        return self.read_from.get(tp, (0, 0))[0]
+
+    def delivered(self, tp: TP) -> int:
+        return self.read_from.get(tp, (0, 0))[1]
+
+    def progress(self, tp: TP) -> Progress | None:
+        if tp not in self.read_from or tp.topic in self.unknown:
+            return None
+        return Progress(self.delivered(tp), len(self.kafka.logs[tp]), self.kafka.now)
+
+    def on_buffer_full(self, tp: TP) -> None:
+        self.paused.add(tp)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        self.paused.discard(tp)
+
+    async def seek_to(self, offsets: Mapping[TP, int]) -> None:
+        self._epoch += 1
+        for tp, offset in offsets.items():
+            self.read_from[tp] = (self._epoch, offset)
+
+    async def log_ranges(self, tps: set[TP]) -> Mapping[TP, LogRange]:
+        error = self.errors.popleft() if self.errors else None
+        if error is not None:
+            raise error
+        return {tp: self.kafka.log_range(tp) for tp in tps}
+
+    def fetched(self) -> list[FetchedRecords]:
+        """One fetch of every partition that has something to read and is not paused."""
+        found = []
+        for tp in sorted(self.read_from):
+            epoch, start = self.read_from[tp]
+            records = self.kafka.logs[tp][start : start + self.fetch]
+            if records and tp not in self.paused and tp in self.assignment:
+                end = start + len(records)
+                self.read_from[tp] = (epoch, end)
+                found.append(FetchedRecords(tp, start, end, records, epoch))
+        return found
+
+
+class FakeWorker:
+    """One worker: Shards on the fakes, driven by hand."""
+
+    def __init__(
+        self,
+        kafka: FakeKafka,
+        store: FaultyStore,
+        publisher: FakePublisher,
+        *,
+        clock: Clock = Clock.INGESTION,
+        policy: Policy | None = None,
+        fetch: int = 3,
+        **settings: Any,
+    ) -> None:
+        self.kafka, self.store, self.publisher, self.clock = kafka, store, publisher, clock
+        segmenter = Segmenter(policy or make_policy())
+        self.shards = Shards(
+            lambda shard: BatchProcessor(shard, segmenter, store, clock), store, publisher, quick(**settings)
+        )
+        self.consumer = FakeConsumer(kafka, fetch)
+        self.shards.attach(self.consumer, kafka.partitions)
+
+    async def assign(self, *numbers: int) -> Mapping[TP, int]:
+        """Kafka gives the worker exactly these shards."""
+        tps = {TP(role, number) for role in ROLES for number in numbers}
+        offsets = await self.shards.assigned({tp: self.kafka.log_range(tp) for tp in tps})
+        self.consumer.assignment = tps
+        self.consumer.read_from = {tp: at for tp, at in self.consumer.read_from.items() if tp in tps}
+        self.consumer.paused.clear()
+        await self.consumer.seek_to(offsets)
+        return offsets
+
+    def turn(self) -> None:
+        """One turn of the loop that Faust runs: fetch, watch, commit."""
+        for batch in self.consumer.fetched():
+            self.shards.fetched(batch)
+        self.shards.watch()
+        self.kafka.committed.update(self.shards.published())
+
+    def at_rest(self) -> bool:
+        """Whether everything is folded, published and acknowledged, as the store and Kafka see it."""
+        for number, runner in self.shards.owned.items():
+            header = self.store.peek(number)
+            ends = {role: len(self.kafka.logs[TP(role, number)]) for role in ROLES}
+            done = all(self.kafka.committed.get(TP(role, number), 0) >= end for role, end in ends.items())
+            if header.offsets != ends or not done or header.owner != runner.processor.token:
+                return False
+            if self.clock is Clock.INGESTION and runner.processor.lapse_lag(round(self.kafka.now * SECOND)):
+                return False
+        return True
+
+    async def catch_up(self) -> None:
+        """Work until there is nothing left to do."""
+        await eventually(self.at_rest, self.turn)
+        await settle()
+
+
+def topics() -> dict[Role, str]:
+    """The input topics by role, with the names of the defaults."""
+    return {role: role for role in ROLES}
+
+
+def processor_on(
+    store: MemoryStore,
+    policy: Policy | None = None,
+    clock: Clock = Clock.EVENT,
+    number: int = 0,
+    partitions: int = 1,
+) -> BatchProcessor:
+    """A processor of one shard that has not been loaded."""
+    return BatchProcessor(Shard(number, partitions, topics()), Segmenter(policy or make_policy()), store, clock)
