@@ -1,10 +1,13 @@
 """What all tests share: Hypothesis profiles, and where the recorded data lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.real_kafka import KafkaUnavailable, RealKafka
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
@@ -18,3 +21,17 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the recorded events are not here: put the data beside the repository, in ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[RealKafka]:
+    """A real Apache Kafka without topics, shared by all tests: each uses topics, group and namespace of its own."""
+    server = RealKafka()
+    try:
+        server.start()
+    except KafkaUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    try:
+        yield server
+    finally:
+        server.close()

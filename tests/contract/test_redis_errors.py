@@ -155,22 +155,21 @@ class TestPassword:
         return start_redis(password=PASSWORD)
 
     def test_a_wrong_password_is_a_reason_to_stop(self, server: RealRedis) -> None:
-        """A refused login raises ServiceUnavailable that names the address and the setting, from every method."""
+        """A refused login raises ServiceUnavailable that names the address and the setting."""
         with closing(RedisStore(url_with(server, WRONG_PASSWORD), "segmenter")) as store:
-            for operate in EVERYTHING.values():
-                assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, operate)
+            for name in ("ping", "acquire", "commit", "rows"):
+                assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, EVERYTHING[name])
 
     @pytest.mark.parametrize("user", ["default", "nobody"])
     def test_a_wrong_user_is_a_reason_to_stop(self, server: RealRedis, user: str) -> None:
         """A user whom Redis does not know, or who has another password, is refused alike."""
         with closing(RedisStore(url_with(server, WRONG_PASSWORD, user), "segmenter")) as store:
-            for operate in (EVERYTHING["ping"], EVERYTHING["acquire"]):
-                assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, operate)
+            assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, EVERYTHING["acquire"])
 
     def test_a_missing_password_is_a_reason_to_stop(self, server: RealRedis) -> None:
         """No login where one is needed raises ServiceUnavailable too."""
         with closing(RedisStore(f"redis://{server.address}/0", "segmenter")) as store:
-            for operate in (EVERYTHING["ping"], EVERYTHING["register"], EVERYTHING["acquire"]):
+            for operate in (EVERYTHING["ping"], EVERYTHING["register"]):
                 assert "SEGMENTER_REDIS" in refused(store, ServiceUnavailable, operate)
 
     def test_a_password_that_was_changed_is_noticed(self, server: RealRedis) -> None:
@@ -488,7 +487,7 @@ class TestForbidden:
             assert command in refused(forbidden, ServiceUnavailable, EVERYTHING[name])
         assert contents(raw) == before
 
-    @pytest.mark.parametrize("name", EVERYTHING.keys() - {"ping"})
+    @pytest.mark.parametrize("name", sorted(EVERYTHING.keys() - {"ping"}))
     def test_forbidden_keys_are_a_reason_to_stop(
         self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore, name: str
     ) -> None:

@@ -323,6 +323,23 @@ def test_segments_and_outbox_are_as_described(raw: Any, store: RedisStore) -> No
     assert [change["to"] for change in entry["changes"]] == ["new", "regular"]
 
 
+def test_the_stored_time_is_the_earliest_deadline_left(raw: Any, store: RedisStore) -> None:
+    """While overdue deadlines are applied in parts every one before the stored time has been applied, and no later."""
+    customers = [c for c in (f"c-{i}" for i in range(40)) if partition_of(c.encode(), PARTITIONS) == 3][:4]
+    worker = Worker(store, parse_policy(POLICY))
+    for day, customer in enumerate(customers, start=1):
+        worker.feed(event("signup", day, f"2024-01-{day:02}T00:00:00Z", customer))
+    processor = worker.processors[3]
+    times, potential = [], []
+    while (step := processor.advance(parse("2024-02-20T00:00:00Z"), most=1)) is not None:
+        processor.commit(step)
+        times.append(int(raw.hget("{segmenter:3}:shard", "time")))
+        potential.append(json.loads(raw.hget("{segmenter:3}:segments", "lifecycle:potential"))["customers"])
+    # 30 days after each signup
+    assert times == [parse(f"2024-{at}T00:00:00Z") for at in ("02-01", "02-02", "02-03", "02-20")]
+    assert potential == [1, 2, 3, 4]
+
+
 def test_the_page_names_every_key_and_field(raw: Any, store: RedisStore) -> None:
     """Nothing is stored that the page does not mention."""
     worker = Worker(store, parse_policy(POLICY))

@@ -144,7 +144,7 @@ def test_both_stores_agree_on_any_sequence_of_operations(redis_server: RealRedis
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=60,
+                max_examples=50,
                 stateful_step_count=30,
                 deadline=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

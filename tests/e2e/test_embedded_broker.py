@@ -31,6 +31,7 @@ def test_killing_a_worker_loses_and_doubles_nothing(record, request: pytest.Fixt
     try:
         stack = EmbeddedStack(Settings())
         with stack, Topics(stack.broker.address) as topics, stored(stack.redis.url) as state:
-            survive_a_crash(recording, stack.environment(), topics, state, rate=1500, folder=tmp_path)
+            settings = {**stack.environment(), "SEGMENTER_SESSION_TIMEOUT": "4"}
+            survive_a_crash(recording, settings, topics, state, rate=1500, folder=tmp_path)
     except ServiceUnavailable as unavailable:
         pytest.skip(str(unavailable))

@@ -24,7 +24,7 @@ SEGMENTER = (sys.executable, "-m", "streams.cli")
 FAUST = (sys.executable, "-m", "faust", "-A", "streams.kafka.app", "worker", "--without-web")
 WORKER = (*SEGMENTER, "worker")
 
-#: Quick failover, and any free port for HTTP, so that tests do not meet.
+#: Any free port for HTTP, so that tests do not meet, and failover as quick as Kafka's default allows.
 TEST_SETTINGS = {"SEGMENTER_SESSION_TIMEOUT": "6", "SEGMENTER_HTTP_PORT": "0"}
 READY_WITHIN = 40.0
 
