@@ -140,7 +140,9 @@ class Segmenter:
         rows = table.due(instant)
         if most is not None and len(rows) > most:
             soonest = table.deadline[rows].min(axis=1)
-            rows = rows[np.argpartition(soonest, most)[:most]]
+            order = np.argpartition(soonest, most)
+            # No further than to the earliest deadline left, which is the shard's time for whoever loads it next.
+            rows, instant = rows[order[:most]], int(soonest[order[most]]) + 1
         self._pass_deadlines(table, rows, np.full(len(rows), instant, dtype=np.int64), work)
 
     def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: _Work) -> None:

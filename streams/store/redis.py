@@ -10,6 +10,7 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from models.errors import StateError
 from models.events import Role
 from streams.commit import Count, ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
@@ -40,11 +41,12 @@ for i = first, last, 3 do
   local stored = redis.call('HGET', KEYS[1], 'offset:' .. ARGV[i])
   if stored ~= ARGV[i + 1] then return 'lost ' .. ARGV[i] .. ' ' .. (stored or 'nothing') end
 end
--- A key of another type or a missing permission must show before the first write.
+-- A key of another type, a missing permission or a lack of memory must show before the first write. HSET comes first:
+-- once a script has written, Redis lets it write on above maxmemory.
 for k = 1, 5 do redis.call('HLEN', KEYS[k]) end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 redis.call('HDEL', KEYS[2], '')
 redis.call('DEL', KEYS[4])
-redis.call('HINCRBY', KEYS[1], 'commits', 1)
 for i = first, last, 3 do redis.call('HSET', KEYS[1], 'offset:' .. ARGV[i], ARGV[i + 2]) end
 for k = 1, 5 do
   first, last = next_list(2)
@@ -82,11 +84,12 @@ def _translated(
             raise ServiceUnavailable(
                 f"Redis at {self.address} refused the user or password; check SEGMENTER_REDIS"
             ) from None
-        except redis.exceptions.NoPermissionError as error:
-            raise ServiceUnavailable(f"Redis at {self.address} forbids what is needed: {error}") from None
         except redis.DataError:
             raise
         except redis.RedisError as error:
+            # Redis words a permission that is missing inside a script differently.
+            if isinstance(error, redis.exceptions.NoPermissionError) or "executing the script can't" in str(error):
+                raise ServiceUnavailable(f"Redis at {self.address} forbids what is needed: {error}") from None
             raise StoreUnavailable(f"Redis at {self.address}: {error}") from None
 
     return cast("Callable[Concatenate[RedisStore, P], R]", call)
@@ -132,7 +135,7 @@ class RedisStore:
             pipe.hsetnx(key, "group", group)
             pipe.hmget(key, ["partitions", "group"])
             stored, owner = (part.decode() for part in pipe.execute()[-1])
-        if int(stored) != partitions:
+        if stored != str(partitions):
             raise FleetMismatch(
                 f"Redis namespace {self._namespace!r} holds shards of {stored} partitions, the input topics have "
                 f"{partitions}; use another SEGMENTER_NAMESPACE to rebuild, or recreate the topics with {stored}"
@@ -147,7 +150,12 @@ class RedisStore:
     def partitions(self) -> int | None:
         """See StateStore."""
         stored = self._redis.hget(fleet_key(self._namespace), "partitions")
-        return None if stored is None else int(cast(bytes, stored))
+        if stored is None:
+            return None
+        try:
+            return int(cast(bytes, stored))
+        except ValueError:
+            raise StateError(f"the number of partitions in {fleet_key(self._namespace)} is damaged") from None
 
     @_translated
     def header(self, shard: int) -> ShardHeader:
@@ -203,6 +211,7 @@ class RedisStore:
         """See StateStore."""
         ranges = [part for role, (start, end) in commit.ranges.items() for part in (role, start, end)]
         fields = {
+            "commits": commit.number,
             "time": commit.time,
             "policy_version": commit.policy_version,
             f"layout:{commit.layout.id}": commit.layout.json,
@@ -224,7 +233,7 @@ class RedisStore:
         if answer == "stale":
             raise StaleOwner(f"shard {commit.shard} has another owner; this worker's commit was refused")
         if answer.startswith("lost"):
-            _, role, stored = answer.split(" ")
+            _, role, stored = answer.split(" ", 2)
             if role == "commit":
                 raise LostBatch(
                     f"shard {commit.shard} has {stored} commits, this is number {commit.number}; nothing was written"

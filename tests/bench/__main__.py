@@ -12,9 +12,9 @@ import click
 
 from tests.bench.events import Events, make_events
 from tests.bench.machine import describe_machine, load_average
-from tests.bench.report import Measured, render
+from tests.bench.report import Measured, Repeat, render
 from tests.bench.stages import StageTimes, measure_stages, workloads
-from tests.bench.throughput import BenchError, NaiveAgent, Run, SegmenterWorker, measure
+from tests.bench.throughput import BenchError, Contender, NaiveAgent, Run, SegmenterWorker, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,19 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _throughput(events: Events, repeats: int) -> list[tuple[Run, Run]]:
-    """Worker and naive agent in turns; the one that begins takes turns too."""
+def _throughput(events: Events, repeats: int) -> list[Repeat]:
+    """In each repeat the worker before and after the naive agent, whose run is much longer."""
+
+    def run(kind: type[Contender]) -> Run:
+        found = measure(kind, events)
+        _say(f"{found.name}: {found.rate:,.0f} events/s, {found.changes:,} changes")
+        return found
+
     found = []
-    for repeat in range(repeats):
-        runs = {}
-        for kind in (SegmenterWorker, NaiveAgent)[:: -1 if repeat % 2 else 1]:
-            run = runs[kind.name] = measure(kind, events)
-            _say(f"repeat {repeat + 1}/{repeats}: {run.name} {run.rate:,.0f} events/s, {run.changes:,} changes")
-        found.append((runs[SegmenterWorker.name], runs[NaiveAgent.name]))
+    for repeat in range(1, repeats + 1):
+        _say(f"repeat {repeat} of {repeats}")
+        before, naive, after = run(SegmenterWorker), run(NaiveAgent), run(SegmenterWorker)
+        found.append(Repeat((before, after), naive))
     return found
 
 

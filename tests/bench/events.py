@@ -102,8 +102,18 @@ def produce(broker: str, topic: str, records: Sequence[Produced]) -> None:
         if error is not None:
             failed.append(error.str())
 
-    # Uncompressed, so that the bytes counted are the bytes kept.
-    producer = Producer({"bootstrap.servers": broker, "max.in.flight": 1, "linger.ms": 5, "log_level": 0})
+    # Uncompressed, so that the bytes counted are the bytes kept. In record batches of up to a megabyte, because the
+    # embedded broker hands out one of them a fetch, where Kafka hands out as many as make a megabyte.
+    producer = Producer(
+        {
+            "bootstrap.servers": broker,
+            "max.in.flight": 1,
+            "batch.size": 1_000_000,
+            "batch.num.messages": 1_000_000,
+            "linger.ms": 500,
+            "log_level": 0,
+        }
+    )
     for record in records:
         producer.produce(topic, value=record.value, key=record.key, partition=record.partition, on_delivery=delivered)
         producer.poll(0)
