@@ -40,7 +40,7 @@ kafka: $(READY)  # a real Apache Kafka in the foreground
 
 lock:  # needs uv; exact versions and hashes, no index
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra embedded pyproject.toml -o requirements.lock
+		pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--extra embedded --group dev pyproject.toml -o requirements-dev.lock
 

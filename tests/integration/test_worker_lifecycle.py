@@ -3,6 +3,8 @@
 Every worker is a process of its own on the embedded broker; what only a real Kafka does is in test_on_kafka.py.
 """
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -170,7 +172,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
         listener = running.enter_context(socket.create_server(("127.0.0.1", 0)))
         settings = _faulty_settings(folder, good, silent, locked, listener.getsockname()[1])
         running.callback(silent.kill)
-        silent.signal(signal.SIGSTOP)
+        os.kill(silent.pid, signal.SIGSTOP)
         pool = running.enter_context(ThreadPoolExecutor(2))
         yield {name: pool.submit(_attempt, each) for name, each in settings.items()}
 
@@ -293,7 +295,7 @@ def test_ends_itself_without_redis(fault: str, stack: EmbeddedStack, topics: Top
         if fault == "gone":
             stack.redis.kill()
         else:
-            stack.redis.signal(signal.SIGSTOP)
+            os.kill(stack.redis.pid, signal.SIGSTOP)
         topics.put([_purchase(1, "c-1", "2024-01-01T00:00:00Z")])
         _ends_itself(worker)
         stack.redis.kill()
@@ -350,7 +352,7 @@ def test_rebuilds_what_redis_lost(stack: EmbeddedStack, topics: Topics, state: S
         topics.put(after)
         worker.start().ready()
         eventually(lambda: state.settled(topics), 30, "the state is rebuilt")
-    again = [change for change in _changes_from(topics, ends)]
+    again = [json.loads(record.value or b"null") for record in topics.read(CHANGES, ends)]
     old = {change["change_id"] for change in first}
     repeated = {change["change_id"]: change for change in again if change["change_id"] in old}
     assert repeated.keys() == old
@@ -358,12 +360,6 @@ def test_rebuilds_what_redis_lost(stack: EmbeddedStack, topics: Topics, state: S
     fresh = [change for change in again if change["change_id"] not in old]
     assert [change for change in fresh if change["backfill"]] == []
     assert [change["sequence"] for change in repeated.values()] == [change["sequence"] for change in again[: len(old)]]
-
-
-def _changes_from(topics: Topics, start: dict[int, int]) -> list[dict[str, Any]]:
-    import json
-
-    return [json.loads(record.value or b"null") for record in topics.read(CHANGES, start)]
 
 
 def test_recovers_when_redis_is_emptied_under_it(
