@@ -43,6 +43,7 @@ class Outbox:
         self._publisher = publisher
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
+        self._pending = 0
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
 
@@ -50,10 +51,11 @@ class Outbox:
         """Begin with what the store still holds."""
         self._queue = asyncio.Queue(max(_MOST_WAITING, len(header.entries) + 1))
         self.published = {}
+        self._pending = 0
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, None))
         self._queue.put_nowait(_Item(None, header.offsets, None))
-        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(len(header.entries))
+        self._count(len(header.entries) + 1)
         self._task = asyncio.create_task(self._run(), name=f"outbox-{self._shard}")
 
     async def stop(self, within: float) -> None:
@@ -71,7 +73,7 @@ class Outbox:
         """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record."""
         offsets = {role: covered.end for role, covered in commit.ranges.items()}
         await self._queue.put(_Item(commit.entry, offsets, oldest))
-        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._queue.qsize())
+        self._count(1)
 
     def failed(self) -> BaseException | None:
         """What ended publishing for good, if anything did."""
@@ -94,7 +96,11 @@ class Outbox:
                 if item.oldest is not None and item.entry is not None:
                     metrics.PUBLISH_LATENCY.observe(max(0.0, now - item.oldest / SECOND))
                 self._queue.task_done()
-            metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._queue.qsize())
+            self._count(-len(items))
+
+    def _count(self, more: int) -> None:
+        self._pending += more
+        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._pending)
 
     async def _acknowledge(self, entry_ids: list[str]) -> None:
         try:

@@ -109,7 +109,7 @@ class BatchProcessor:
         history = batch.offset < self._backfill_until[batch.rank]
         outcome = self._segmenter.apply(self.table, batch, times, history)
         outcome.time = max(outcome.time, self.time)
-        return self._step(outcome, [*refusals, *outcome.overflowed], ranges, outcome.time)
+        return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
@@ -118,10 +118,7 @@ class BatchProcessor:
         if not len(outcome.touched):
             self.time = instant
             return None
-        # What a slice left behind must be due again for whoever loads the shard next.
-        left = self.table.due(instant)
-        stored_time = int(self.table.deadline[left].min()) if len(left) else instant
-        return self._step(outcome, (), {}, stored_time)
+        return self._step(outcome, (), {})
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
@@ -137,12 +134,13 @@ class BatchProcessor:
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
         self._next_commit += 1
 
-    def _step(
-        self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range], stored_time: int
-    ) -> Step:
+    def _step(self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range]) -> Step:
         table, topics = self.table, self.shard.topics
         self.counts.update(table, outcome.touched)
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
+        # What a slice has left behind must be due again for whoever loads the shard next.
+        left = table.due(outcome.time)
+        stored_time = int(table.deadline[left].min()) if len(left) else outcome.time
         entry = None
         if outcome.published or letters:
             entry = OutboxEntry(f"{self._next_commit}-{self.token}", outcome.published, letters)

@@ -60,6 +60,7 @@ class ShardRunner:
         self._work = asyncio.Event()
         self._failure: Recoverable | None = None
         self._blocked_since: float | None = None
+        self._overdue = False
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self.last_progress = time.monotonic()
@@ -75,7 +76,7 @@ class ShardRunner:
         self._inbox.clear()
         self._next = dict(header.offsets)
         self._failure = None
-        self._blocked_since = None
+        self._blocked_since, self._overdue = None, False
         self.outbox.start(header)
         self._report_sizes()
 
@@ -162,11 +163,14 @@ class ShardRunner:
         self._work.clear()
         undrained, horizon = self._seen()
         batch = self._inbox.take(self._settings.batch_size, undrained, horizon)
-        if batch is None and self._inbox.roles:
+        if batch is not None:
+            self._blocked_since, self._overdue = None, False
+        elif self._inbox.roles:
             batch = self._after_waiting()
-        if batch is None:
-            return False if self._inbox.roles else await self._pass_time()
-        self._blocked_since = None
+            if batch is None:
+                return False
+        else:
+            return await self._pass_time()
         await self._fold(batch)
         return True
 
@@ -184,17 +188,19 @@ class ShardRunner:
         return undrained, int((looked_at - _PRODUCER_DELAY) * SECOND)
 
     def _after_waiting(self) -> Batch | None:
-        """What waits for a lagging topic, once it has waited long enough."""
+        """What waits for a lagging topic, once it has waited long enough: once for each time the topic lags."""
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
         if now - self._blocked_since < self._settings.merge_wait:
             return None
-        log.warning(
-            "shard %d: a topic still lags after %.1f s; going on without it",
-            self.processor.shard.number,
-            self._settings.merge_wait,
-            extra={"action": "merge_wait_exceeded", "shard": self.processor.shard.number},
-        )
+        if not self._overdue:
+            self._overdue = True
+            shard, waited = self.processor.shard.number, self._settings.merge_wait
+            log.warning(
+                "shard %d: a topic still lags after %.1f s; going on without it",
+                *(shard, waited),
+                extra={"action": "merge_wait_exceeded", "shard": shard},
+            )
         return self._inbox.take(self._settings.batch_size, set())
 
     async def _fold(self, batch: Batch) -> None:
