@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.errors import InstantError, Refused
-from models.events import DEFAULT_KIND, ROLES, VALUES, Kind, Role
+from models.events import DEFAULT_KIND, ROLES, VALUES, Attributes, Kind, Role
 from models.instants import Instants, format_instant, parse_column
 from models.partitioner import partitions_of
 from models.policy import Policy
@@ -116,14 +116,19 @@ class EventBatch:
         return EventBatch(**columns)
 
 
-def _flatten(event: Mapping[str, Any], name: str) -> str | None:
-    """The event's value of a kept attribute as text; a field of the event wins over the free attributes."""
-    value = event.get(name)
-    if value is None:
-        value = (event.get("attributes") or {}).get(name)
-    if value is None or isinstance(value, str):
-        return value or None
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _text(value: str | float | bool | None) -> str | None:
+    """A free attribute's value as text; empty text is none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else str(value) or None
+
+
+def _attribute(events: Sequence[Mapping[str, Any]], free: Sequence[Attributes | None], name: str) -> list[str | None]:
+    """Each event's value of a kept attribute; a field of the event wins over the free attributes."""
+    column: list[str | None] = [event.get(name) for event in events]
+    for i in [i for i, each in enumerate(free) if each and column[i] is None]:
+        column[i] = _text((free[i] or {}).get(name))
+    return column
 
 
 def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], policy: Policy) -> EventBatch:
@@ -136,6 +141,7 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
         priced = events if len(paid) == len(events) else [events[i] for i in paid.tolist()]
         amount[paid] = policy.converter.column([e["amount"] for e in priced], [e["currency"] for e in priced])
     event_id = [event.get("event_id", "") for event in events]
+    free = [event.get("attributes") for event in events]
     return EventBatch(
         rank=np.full(len(events), ROLES.index(role), dtype=np.int8),
         offset=np.array([record.offset for record in records], dtype=np.int64),
@@ -148,7 +154,7 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
         customer=[event.get("customer_id", "") for event in events],
         event_id=event_id,
         record=records,
-        attributes={name: [_flatten(event, name) for event in events] for name in policy.attributes.keep},
+        attributes={name: _attribute(events, free, name) for name in policy.attributes.keep},
     )
 
 
@@ -165,10 +171,12 @@ def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
         )
     for i in np.flatnonzero(batch.recorded_at > reader.latest).tolist():
         wrong[i] = Refused("recorded_ahead", "the record's timestamp is in the future; correct the broker's clock")
-    keyed = np.flatnonzero(batch.kind != Kind.TICK)
-    keys = [batch.customer[i].encode() for i in keyed.tolist()]
+    keyed = np.flatnonzero(batch.kind != Kind.TICK).tolist()
+    keys = [batch.customer[i].encode() for i in keyed]
     chosen = partitions_of(keys, reader.partitions)
-    for i, key, partition in zip(keyed.tolist(), keys, chosen.tolist(), strict=True):
+    if (chosen == reader.partition).all() and keys == [batch.record[i].key for i in keyed]:
+        return wrong
+    for i, key, partition in zip(keyed, keys, chosen.tolist(), strict=True):
         if batch.record[i].key != key:
             wrong[i] = Refused("wrong_key", "the record's key must be the customer_id, as UTF-8")
         elif partition != reader.partition:

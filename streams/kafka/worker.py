@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -65,6 +66,10 @@ class SegmenterApp(faust.App):
         self.settings = settings
         self.shards = shards
         self._partitions = partitions
+        # A batch makes thousands of short-lived dictionaries and no cycles: looking for cycles at Python's default
+        # pace costs a tenth of the time.
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 20)
         self._assigned_once = False
         self.watchdog = Watchdog(shards.last_progress, settings.stall_after)
         self.http = HttpServer(

@@ -1,6 +1,7 @@
 """A worker's start, stop and survival: what it says when it cannot start, how it ends, and what it outlives.
 
 Every worker is a process of its own on the embedded broker; what only a real Kafka does is in test_on_kafka.py.
+Most of it is waiting, so the stories run at the same time, a few at a time.
 """
 
 import json
@@ -11,14 +12,15 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from faust.types import TP
 
-from streams.embedded.redis import EmbeddedRedis
+from streams.embedded.redis import EmbeddedRedis, find_redis_server
 from streams.embedded.server import free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.errors import OffsetGap, ServiceUnavailable
@@ -30,6 +32,7 @@ from streams.shards import start_of
 from tests.support.commands import FAUST, SEGMENTER, Running, Worker, eventually, output_of, segmenter
 from tests.support.real_redis import RealRedis
 from tests.support.stored import Stored, stored
+from tests.support.together import Told, tell
 from tests.support.topics import CHANGES, Topics, distinct, moves, out_of_order
 
 PASSWORD = "hunter2-secret"
@@ -38,37 +41,24 @@ STOP_SECONDS = 10.0
 QUICK = {"SEGMENTER_CLOCK": "event", "SEGMENTER_SESSION_TIMEOUT": "4"}
 #: Small commits, so that a burst of records takes a while.
 SLOW = {**QUICK, "SEGMENTER_BATCH_SIZE": "20"}
-UNTIL = "2024-12-31T00:00:00Z"
+STALL_AFTER = 5
+STALLING = {**QUICK, "SEGMENTER_STALL_AFTER": str(STALL_AFTER)}
 
 
-@pytest.fixture
-def stack() -> Iterator[EmbeddedStack]:
-    """A broker with its topics, and a Redis, for one test."""
-    try:
-        with EmbeddedStack(Settings()) as running:
-            yield running
-    except ServiceUnavailable as unavailable:
-        pytest.skip(str(unavailable))
+@contextmanager
+def _stack() -> Iterator[tuple[EmbeddedStack, Topics, Stored]]:
+    """A broker with its topics, and a Redis."""
+    with EmbeddedStack(Settings()) as running, Topics(running.broker.address) as topics:
+        with stored(running.redis.url) as state:
+            yield running, topics, state
 
 
-@pytest.fixture
-def topics(stack: EmbeddedStack) -> Iterator[Topics]:
-    """The stack's topics."""
-    with Topics(stack.broker.address) as found:
-        yield found
-
-
-@pytest.fixture
-def state(stack: EmbeddedStack) -> Iterator[Stored]:
-    """The stack's Redis."""
-    with stored(stack.redis.url) as found:
-        yield found
-
-
-def _history(customers: int, seed: int = 3) -> list[dict[str, Any]]:
-    """Events of generated customers over 300 days, with a tick at the end."""
-    events = list(generate(Population(customers=customers, days=300, seed=seed)))
-    return [*events, {"kind": "tick", "occurred_at": UNTIL}]
+def _history(
+    customers: int, seed: int = 3, start: datetime = datetime(2024, 1, 1, tzinfo=UTC)
+) -> list[dict[str, Any]]:
+    """Events of generated customers over 300 days, with a tick a year after their start."""
+    events = list(generate(Population(customers=customers, days=300, seed=seed, start=start)))
+    return [*events, {"kind": "tick", "occurred_at": start.replace(year=start.year + 1).isoformat()}]
 
 
 def _purchase(number: int, customer: str, at: str) -> dict[str, Any]:
@@ -200,20 +190,19 @@ def test_faust_says_why_it_cannot_start(tmp_path: Path) -> None:
             assert "SEGMENTER_BROKER" in faust.log
 
 
-def test_faust_starts_a_worker(stack: EmbeddedStack, topics: Topics, state: Stored, tmp_path: Path) -> None:
+# --- stories ----------------------------------------------------------------------------------------------------
+
+
+def faust_starts_a_worker(folder: Path) -> None:
     """``faust -A streams.kafka.app worker --without-web`` processes events and stops on SIGTERM like our own."""
     events = [_purchase(1, "c-1", "2024-01-01T00:00:00Z"), {"kind": "tick", "occurred_at": "2024-06-01T00:00:00Z"}]
-    with Worker(tmp_path, {**stack.environment(), **QUICK}, command=FAUST) as worker:
-        worker.ready()
-        topics.put(events)
-        eventually(lambda: state.settled(topics), 30, "the events are folded")
-        _agrees(events, topics)
-        code, seconds = worker.terminate(within=15)
-        assert (code, seconds < STOP_SECONDS) == (0, True), worker.log
-        assert "Traceback" not in worker.log, worker.log
-
-
-# --- stopping ---------------------------------------------------------------------------------------------------
+    with _stack() as (stack, topics, state):
+        with Worker(folder, {**stack.environment(), **QUICK}, command=FAUST) as worker:
+            worker.ready()
+            topics.put(events)
+            eventually(lambda: state.settled(topics), 30, "the events are folded")
+            _agrees(events, topics)
+            _stops(worker)
 
 
 def _stops(worker: Worker) -> None:
@@ -224,15 +213,11 @@ def _stops(worker: Worker) -> None:
     assert "Traceback" not in worker.log, worker.log
 
 
-def test_stops_when_idle_and_with_records_in_flight(
-    stack: EmbeddedStack, topics: Topics, state: Stored, tmp_path: Path
-) -> None:
+def stops_with_records_in_flight(folder: Path) -> None:
     """SIGTERM ends a worker within 10 s; what was under way is finished by the next, nothing is lost or doubled."""
     events = _history(customers=800)
-    with Worker(tmp_path, {**stack.environment(), **SLOW}) as worker:
+    with _stack() as (stack, topics, state), Worker(folder, {**stack.environment(), **SLOW}) as worker:
         worker.ready()
-        _stops(worker)
-        worker.start().ready()
         topics.put(events)
         eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
         _stops(worker)
@@ -240,15 +225,22 @@ def test_stops_when_idle_and_with_records_in_flight(
         worker.start()
         eventually(lambda: state.settled(topics), 60, "the rest is processed")
         _agrees(events, topics)
+        _stops(worker)
 
 
-def test_stops_with_the_broker_gone(tmp_path: Path) -> None:
-    """SIGTERM ends a worker within 10 s when the broker went away with records in flight."""
-    with EmbeddedRedis() as redis, Running(tmp_path, {}, (*SEGMENTER, "stack"), "stack") as broker:
+@contextmanager
+def _broker_that_can_fail(folder: Path) -> Iterator[tuple[Running, dict[str, str]]]:
+    """A broker in a process of its own, a Redis, and the settings of a worker on both."""
+    with EmbeddedRedis() as redis, Running(folder, {}, (*SEGMENTER, "stack"), "stack") as broker:
         eventually(lambda: "SEGMENTER_REDIS=" in broker.log, 30, "the broker is up")
         address = broker.log.partition("SEGMENTER_BROKER=")[2].split()[0]
-        settings = {"SEGMENTER_BROKER": address, "SEGMENTER_REDIS": redis.url, **SLOW}
-        with Topics(address) as topics, Worker(tmp_path, settings) as worker:
+        yield broker, {"SEGMENTER_BROKER": address, "SEGMENTER_REDIS": redis.url}
+
+
+def stops_with_the_broker_gone(folder: Path) -> None:
+    """SIGTERM ends a worker within 10 s when the broker went away with records in flight."""
+    with _broker_that_can_fail(folder) as (broker, settings):
+        with Topics(settings["SEGMENTER_BROKER"]) as topics, Worker(folder, {**settings, **SLOW}) as worker:
             worker.ready()
             topics.put(_history(customers=800))
             eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
@@ -256,9 +248,9 @@ def test_stops_with_the_broker_gone(tmp_path: Path) -> None:
             _stops(worker)
 
 
-def test_stops_with_redis_gone(stack: EmbeddedStack, topics: Topics, tmp_path: Path) -> None:
+def stops_with_redis_gone(folder: Path) -> None:
     """SIGTERM ends a worker within 10 s when Redis went away with records in flight."""
-    with Worker(tmp_path, {**stack.environment(), **SLOW}) as worker:
+    with _stack() as (stack, topics, _), Worker(folder, {**stack.environment(), **SLOW}) as worker:
         worker.ready()
         topics.put(_history(customers=800))
         eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
@@ -267,56 +259,48 @@ def test_stops_with_redis_gone(stack: EmbeddedStack, topics: Topics, tmp_path: P
         _stops(worker)
 
 
-# --- stalling ---------------------------------------------------------------------------------------------------
-
-STALL_AFTER = 5
-
-
 def _ends_itself(worker: Worker) -> None:
     """The watchdog ends the worker with its code and a sentence, not long after SEGMENTER_STALL_AFTER."""
     assert worker.exit_code(within=STALL_AFTER + 10) == 70, worker.log
     assert "segmenter: no progress for" in worker.log
-    assert "SEGMENTER_STALL_AFTER is 5" in worker.log
+    assert f"SEGMENTER_STALL_AFTER is {STALL_AFTER}" in worker.log
 
 
-@pytest.mark.parametrize("fault", ["gone", "silent"])
-def test_ends_itself_without_redis(fault: str, stack: EmbeddedStack, topics: Topics, tmp_path: Path) -> None:
-    """A worker that has records to fold and a Redis that is gone or does not answer ends with code 70."""
-    settings = {**stack.environment(), **QUICK, "SEGMENTER_STALL_AFTER": str(STALL_AFTER)}
-    with Worker(tmp_path, settings) as worker:
+def ends_itself_when_redis_is_gone(folder: Path) -> None:
+    """A worker that has records to fold and no Redis ends with code 70; before that it says that it is not well."""
+    with _stack() as (stack, topics, _), Worker(folder, {**stack.environment(), **STALLING}) as worker:
         worker.ready()
-        if fault == "gone":
-            stack.redis.kill()
-        else:
-            os.kill(stack.redis.pid, signal.SIGSTOP)
+        stack.redis.kill()
+        topics.put([_purchase(1, "c-1", "2024-01-01T00:00:00Z")])
+        _ends_itself(worker)
+
+
+def ends_itself_when_redis_falls_silent(folder: Path) -> None:
+    """The same with a Redis that accepts connections and answers nothing."""
+    with _stack() as (stack, topics, _), Worker(folder, {**stack.environment(), **STALLING}) as worker:
+        worker.ready()
+        os.kill(stack.redis.pid, signal.SIGSTOP)
         topics.put([_purchase(1, "c-1", "2024-01-01T00:00:00Z")])
         _ends_itself(worker)
         stack.redis.kill()
 
 
-def test_ends_itself_when_the_broker_falls_silent(tmp_path: Path) -> None:
-    """An idle worker whose broker accepts connections and answers nothing is no healthy worker: it ends itself."""
-    with EmbeddedRedis() as redis, Running(tmp_path, {}, (*SEGMENTER, "stack"), "stack") as broker:
-        eventually(lambda: "SEGMENTER_REDIS=" in broker.log, 30, "the broker is up")
-        address = broker.log.partition("SEGMENTER_BROKER=")[2].split()[0]
-        settings = {"SEGMENTER_BROKER": address, "SEGMENTER_REDIS": redis.url, "SEGMENTER_STALL_AFTER": "5"}
-        with Worker(tmp_path, settings) as worker:
-            worker.ready()
-            broker.signal(signal.SIGSTOP)
-            _ends_itself(worker)
-            broker.kill()
+def ends_itself_when_the_broker_falls_silent(folder: Path) -> None:
+    """An idle worker whose broker answers nothing may have everything to do: it ends itself, too."""
+    with _broker_that_can_fail(folder) as (broker, settings), Worker(folder, {**settings, **STALLING}) as worker:
+        worker.ready()
+        broker.signal(signal.SIGSTOP)
+        _ends_itself(worker)
+        broker.kill()
 
 
-# --- what happens to Redis --------------------------------------------------------------------------------------
-
-
-def test_goes_on_when_redis_restarts(topics: Topics, stack: EmbeddedStack, tmp_path: Path) -> None:
+def goes_on_when_redis_restarts(folder: Path) -> None:
     """A Redis that is killed and comes back with its data interrupts a worker and costs nothing."""
     events = _history(customers=800)
     half = len(events) // 2
-    with RealRedis(config={"appendfsync": "always"}) as redis, stored(redis.url) as state:
+    with _stack() as (stack, topics, _), RealRedis(config={"appendfsync": "always"}) as redis:
         settings = {**stack.environment(), "SEGMENTER_REDIS": redis.url, **SLOW}
-        with Worker(tmp_path, settings) as worker:
+        with stored(redis.url) as state, Worker(folder, settings) as worker:
             worker.ready()
             topics.put(events[:half])
             eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
@@ -329,64 +313,96 @@ def test_goes_on_when_redis_restarts(topics: Topics, stack: EmbeddedStack, tmp_p
             _agrees(events, topics)
 
 
-def test_rebuilds_what_redis_lost(stack: EmbeddedStack, topics: Topics, state: Stored, tmp_path: Path) -> None:
+def rebuilds_what_redis_lost(folder: Path) -> None:
     """Redis emptied while no worker ran: the same changes again, marked as history; what is new is not history."""
-    before, after = _history(customers=200)[:-1], _history(customers=200, seed=4)
-    after = [{**event, "customer_id": f"new-{event['customer_id']}"} if "customer_id" in event else event for event in after]
-    with Worker(tmp_path, {**stack.environment(), **QUICK}) as worker:
+    before = _history(customers=200)
+    after = _history(customers=200, seed=4, start=datetime(2025, 1, 1, tzinfo=UTC))
+    with _stack() as (stack, topics, state), Worker(folder, {**stack.environment(), **QUICK}) as worker:
         worker.ready()
         topics.put(before)
         eventually(lambda: state.settled(topics), 30, "the first half is processed")
-        first = topics.changes()
-        ends = topics.ends(CHANGES)
+        first, ends = topics.changes(), topics.ends(CHANGES)
         assert not any(change["backfill"] for change in first)
         _stops(worker)
         state.client.flushall()
         topics.put(after)
-        worker.start().ready()
-        eventually(lambda: state.settled(topics), 30, "the state is rebuilt")
-    again = [json.loads(record.value or b"null") for record in topics.read(CHANGES, ends)]
-    old = {change["change_id"] for change in first}
-    repeated = {change["change_id"]: change for change in again if change["change_id"] in old}
-    assert repeated.keys() == old
-    assert all(change["backfill"] for change in repeated.values())
+        worker.start()
+        eventually(lambda: state.settled(topics), 60, "the state is rebuilt")
+        again = [json.loads(record.value or b"null") for record in topics.read(CHANGES, ends)]
+    old = {change["change_id"]: change["sequence"] for change in first}
+    repeated = [change for change in again if change["change_id"] in old]
     fresh = [change for change in again if change["change_id"] not in old]
-    assert [change for change in fresh if change["backfill"]] == []
-    assert [change["sequence"] for change in repeated.values()] == [change["sequence"] for change in again[: len(old)]]
+    assert {change["change_id"]: change["sequence"] for change in repeated} == old
+    assert {change["backfill"] for change in repeated} == {True}
+    assert {change["backfill"] for change in fresh} == {False}
 
 
-def test_recovers_when_redis_is_emptied_under_it(
-    stack: EmbeddedStack, topics: Topics, state: Stored, tmp_path: Path
-) -> None:
+def recovers_when_redis_is_emptied_under_it(folder: Path) -> None:
     """Redis emptied while a worker runs: it notices at its next commit, rebuilds, and the state can be read."""
     events = _history(customers=200)
     half = len(events) // 2
-    settings = {**stack.environment(), **QUICK}
-    with Worker(tmp_path, settings) as worker:
-        worker.ready()
-        topics.put(events[:half])
-        eventually(lambda: state.settled(topics), 30, "the first half is processed")
-        state.client.flushall()
-        topics.put(events[half:])
-        eventually(lambda: state.settled(topics), 30, "the state is rebuilt")
-        assert worker.process.running, worker.log
-        _agrees(events, topics)
-        exported = output_of("export", settings=settings).splitlines()
-        assert len(exported) == len({event["customer_id"] for event in events[:-1]})
+    with _stack() as (stack, topics, state):
+        settings = {**stack.environment(), **QUICK}
+        with Worker(folder, settings) as worker:
+            worker.ready()
+            topics.put(events[:half])
+            eventually(lambda: state.settled(topics), 30, "the first half is processed")
+            state.client.flushall()
+            topics.put(events[half:])
+            eventually(lambda: state.settled(topics), 30, "the state is rebuilt")
+            assert worker.process.running, worker.log
+            _agrees(events, topics)
+            exported = output_of("export", settings=settings).splitlines()
+            assert len(exported) == len({event["customer_id"] for event in events[:-1]})
 
 
-def test_stops_when_redis_is_ahead_of_the_log(
-    stack: EmbeddedStack, topics: Topics, state: Stored, tmp_path: Path
-) -> None:
+def stops_when_redis_is_ahead_of_the_log(folder: Path) -> None:
     """A stored offset beyond the log's end (a topic made anew) ends the worker with what the operator can do."""
-    state.client.hset("{segmenter:2}:shard", "offset:purchases", "5")
-    with Worker(tmp_path, {**stack.environment(), **QUICK}) as worker:
-        assert worker.exit_code(within=30) == 1, worker.log
-        assert (
-            "segmenter: purchases, partition 2: Redis stands at offset 5, and the log ends at 0: the topic was recreated "
-            "or truncated. Restore the topic; or, to start over, use another SEGMENTER_NAMESPACE" in worker.log
-        )
-        assert "Traceback" not in worker.log, worker.log
+    with _stack() as (stack, _, state):
+        state.client.hset("{segmenter:2}:shard", "offset:purchases", "5")
+        with Worker(folder, {**stack.environment(), **QUICK}) as worker:
+            assert worker.exit_code(within=30) == 1, worker.log
+            assert (
+                "segmenter: purchases, partition 2: Redis stands at offset 5, and the log ends at 0: the topic was "
+                "recreated or truncated. Restore the topic; or, to start over, use another SEGMENTER_NAMESPACE"
+            ) in worker.log
+            assert "Traceback" not in worker.log, worker.log
+
+
+STORIES = (
+    stops_with_records_in_flight,
+    ends_itself_when_the_broker_falls_silent,
+    stops_with_the_broker_gone,
+    rebuilds_what_redis_lost,
+    ends_itself_when_redis_is_gone,
+    ends_itself_when_redis_falls_silent,
+    goes_on_when_redis_restarts,
+    recovers_when_redis_is_emptied_under_it,
+    stops_with_redis_gone,
+    stops_when_redis_is_ahead_of_the_log,
+    faust_starts_a_worker,
+)
+
+
+@pytest.fixture(scope="module")
+def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    """The stories under way."""
+    try:
+        find_redis_server()
+    except ServiceUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    with tell(STORIES, request, tmp_path_factory, at_once=4) as stories:
+        yield stories
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("story", [story.__name__ for story in STORIES])
+def test_a_worker(story: str, told: Told) -> None:
+    """The story comes out as it says it does."""
+    told[story].result()
+
+
+# --- where reading starts ---------------------------------------------------------------------------------------
 
 
 PURCHASES_3 = TP("purchases", 3)

@@ -33,7 +33,7 @@ PATIENCE = 3.0
 
 def quick(**given: Any) -> Settings:
     """Settings that do not keep a test waiting, whatever the environment says."""
-    return Settings.model_construct(**{"tick_every": 0.001, "merge_wait": 0.0, "stop_within": 1.0, **given})
+    return Settings.model_construct(**{"tick_every": 0.001, "merge_wait": 1000.0, "stop_within": 1.0, **given})
 
 
 def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +57,16 @@ async def settle(turns: int = 50) -> None:
         await asyncio.sleep(0)
 
 
+async def kill_everything() -> None:
+    """End every other task, whether it wants to or not: a process that is killed is not asked."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=0.01)
+
+
 def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run what belongs into threads in the event loop, so that a test is the same every time.
+    """Run what belongs into threads in the event loop, and sleep not at all, so that a test is the same every time.
 
     It can be cancelled before and after, as the real one can: work in a thread goes on when nobody waits for it.
     """
@@ -69,7 +77,9 @@ def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0)
         return result
 
+    sleep = asyncio.sleep
     monkeypatch.setattr("asyncio.to_thread", to_thread)
+    monkeypatch.setattr("asyncio.sleep", lambda seconds: sleep(0))
 
 
 class FaultyStore(MemoryStore):
@@ -366,6 +376,13 @@ class FakeWorker:
         processor = processor_on(self.store.copy(), self.policy, self.clock, number, self.kafka.partitions)
         processor.load({}, {})
         return processor.lapse_lag(round(self.kafka.now * SECOND)) > 0
+
+    async def kill(self) -> None:
+        """The process is gone, in the middle of whatever it was doing."""
+        await kill_everything()
+        for runner in self.shards.owned.values():
+            # Somebody must have asked what they ended with.
+            runner.failed(), runner.outbox.failed()
 
     async def catch_up(self) -> None:
         """Work until there is nothing left to do."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -232,7 +233,7 @@ def test_a_gap_drops_what_waits() -> None:
         await bench.stored(purchases=1)
         assert bench.processor.table.refunds[bench.processor.table.index["a"]] == 1
 
-    run(scenario, merge_wait=1000.0)
+    run(scenario)
 
 
 def test_the_offsets_of_a_load_decide_what_is_expected() -> None:
@@ -303,7 +304,7 @@ def test_a_topic_that_lags_is_waited_for() -> None:
         assert bench.moves == [("a", "new", "signup"), ("b", "new", "signup")]
         assert bench.processor.table.orders[bench.processor.table.index["a"]] == 1
 
-    run(scenario, merge_wait=1000.0)
+    run(scenario)
 
 
 def test_a_topic_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -324,7 +325,6 @@ def test_a_topic_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch, cap
     run(scenario, merge_wait=10.0)
 
 
-@pytest.mark.xfail(strict=True, reason="merge_wait is waited again before every batch, not once for the lag")
 def test_a_lagging_topic_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once merge_wait has passed, what waits is folded without waiting as long again before each batch."""
     clock = Ticking(monkeypatch)
@@ -335,9 +335,7 @@ def test_a_lagging_topic_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> 
             bench.fetch("purchases", i, refund("a", f"{i}", at(i)))
         await settle(100)
         clock.monotonic_now += 10.1
-        await bench.stored(purchases=1)
-        await settle(300)
-        assert bench.offsets["purchases"] == 4
+        await bench.stored(purchases=4)
 
     run(scenario, merge_wait=10.0, batch_size=1)
 
@@ -355,7 +353,7 @@ def test_a_replay_does_not_trust_a_look_that_is_too_old() -> None:
         await eventually(lambda: len(bench.moves) == 2)
         assert [customer for customer, *_ in bench.moves] == ["b", "a"]
 
-    run(scenario, Clock.EVENT, merge_wait=1000.0)
+    run(scenario, Clock.EVENT)
 
 
 def test_batches_are_bounded() -> None:
@@ -372,7 +370,7 @@ def test_batches_are_bounded() -> None:
         assert sum(sizes) == 11
         assert [customer for customer, *_ in bench.moves] == [*(f"c{i}" for i in range(10)), "z"]
 
-    run(scenario, batch_size=4, merge_wait=1000.0)
+    run(scenario, batch_size=4)
 
 
 # Time
@@ -748,11 +746,13 @@ def what_is_left(store: FaultyStore) -> Any:
     return sorted(map(str, customers_of(store, 0, header))), store.segments(0), header.offsets, header.entries
 
 
-def undisturbed(**how: Any) -> Published:
+@cache
+def undisturbed(fetch: int, batch_size: int) -> Published:
+    """What is published and left if nothing fails."""
     kafka, store, publisher = history(), FaultyStore(), FakePublisher()
 
     async def work() -> None:
-        worker = FakeWorker(kafka, store, publisher, **how)
+        worker = FakeWorker(kafka, store, publisher, fetch=fetch, batch_size=batch_size)
         await worker.assign(0)
         await worker.catch_up()
         await worker.shards.stop(1)
@@ -803,9 +803,12 @@ def work_through(
                 if left < 0:
                     raise Killed
 
-        await worker.assign(0)
-        await eventually(worker.at_rest, turn)
-        await worker.shards.stop(1)
+        try:
+            await worker.assign(0)
+            await eventually(worker.at_rest, turn)
+            await worker.shards.stop(1)
+        finally:
+            await worker.kill()
 
     refused = 0
     pending: list[int | None] = [*kills, None]
@@ -821,11 +824,7 @@ def work_through(
     return refused
 
 
-WAYS = {
-    "one by one": {"fetch": 1, "batch_size": 1},
-    "in batches": {"fetch": 3, "batch_size": 4},
-    "at once": {"fetch": 99},
-}
+WAYS = {"one by one": {"fetch": 1, "batch_size": 1}, "in batches": {"fetch": 3, "batch_size": 4}}
 
 
 @pytest.fixture(params=WAYS)
@@ -908,7 +907,7 @@ def test_an_acknowledgement_that_fails(way: dict[str, int], expected: Published,
     check(store, publisher, expected)
 
 
-@pytest.mark.parametrize("turns", range(0, 40, 3))
+@pytest.mark.parametrize("turns", range(0, 40, 5))
 def test_a_worker_that_is_killed(way: dict[str, int], expected: Published, turns: int) -> None:
     """At any moment, twice."""
     kafka, store, publisher = history(), FaultyStore(), FakePublisher()
@@ -937,15 +936,15 @@ FAULTS = st.lists(st.sampled_from([None, None, "before", "after", "stolen"]), ma
 LOSSES = st.lists(st.sampled_from([None, "before", "after"]), max_size=5)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     commits=FAULTS,
     acknowledgements=LOSSES,
     publishes=LOSSES,
     loads=st.lists(st.sampled_from([None, "before", "after"]), max_size=4),
     kills=st.lists(st.integers(0, 60), max_size=3),
-    fetch=st.integers(1, 5),
-    batch_size=st.integers(1, 6),
+    fetch=st.sampled_from([1, 3, 9]),
+    batch_size=st.sampled_from([1, 4, 50]),
 )
 def test_any_crashes(
     commits: list[str | None],
@@ -967,7 +966,7 @@ def test_any_crashes(
         threadless(patch)
         work_through(kafka, store, publisher, kills, fetch=fetch, batch_size=batch_size)
         work_through(kafka, store, publisher, [], fetch=fetch, batch_size=batch_size)
-        changes, letters, left = undisturbed(fetch=fetch, batch_size=batch_size)
+        changes, letters, left = undisturbed(fetch, batch_size)
     assert by_customer(publisher.once()) == by_customer(changes)
     assert publisher.letters_once() == letters
     assert what_is_left(store) == left
