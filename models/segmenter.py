@@ -66,11 +66,12 @@ class Outcome:
 
 
 class _Work(NamedTuple):
-    """One pass over a batch: the shard's time at each record, and what has been found so far."""
+    """One pass over a batch: the shard's time at each record, what has been found so far, and what is history."""
 
     times: Instants
     found: list[Changes]
     touched: list[Rows]
+    told_until: int
 
 
 class Segmenter:
@@ -80,12 +81,20 @@ class Segmenter:
         self.policy = policy
         self.dimensions = dimensions_of(policy)
 
-    def apply(self, table: CustomerTable, batch: EventBatch, times: Instants, backfill: NDArray[np.bool_]) -> Outcome:
+    def apply(
+        self,
+        table: CustomerTable,
+        batch: EventBatch,
+        times: Instants,
+        backfill: NDArray[np.bool_],
+        told_until: int = NEVER,
+    ) -> Outcome:
         """Fold a batch into the table.
 
-        ``times`` is the shard's time at each record, never decreasing; ``backfill`` whether it is history.
+        ``times`` is the shard's time at each record, never decreasing; ``backfill`` whether it is history. So is
+        every deadline before ``told_until``.
         """
-        work = _Work(times, [], [])
+        work = _Work(times, [], [], told_until)
         refused: list[int] = []
         events = np.flatnonzero(batch.kind != Kind.TICK)
         rows = table.place([batch.customer[i] for i in events.tolist()])
@@ -96,12 +105,14 @@ class Segmenter:
         overflowed = [_overflow(batch, position) for position in sorted(refused)]
         return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
 
-    def advance(self, table: CustomerTable, instant: int, backfill: bool, most: int | None = None) -> Outcome:
+    def advance(
+        self, table: CustomerTable, instant: int, backfill: bool, most: int | None = None, told_until: int = NEVER
+    ) -> Outcome:
         """Let the shard's time reach ``instant``: apply every deadline before it, of at most ``most`` rows.
 
         Those rows are the ones with the earliest deadlines.
         """
-        work = _Work(np.array([instant], dtype=np.int64), [], [])
+        work = _Work(np.array([instant], dtype=np.int64), [], [], told_until)
         self._pass_due(table, instant, most, work)
         nothing = np.empty(0, dtype=np.int64)
         return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
@@ -236,7 +247,7 @@ class Segmenter:
     ) -> Outcome:
         touched = np.unique(np.concatenate([rows, *work.touched]))
         changes = _in_order(work.found, table, len(self.dimensions))
-        published = self._wire(table, batch, changes, work.times, backfill)
+        published = self._wire(table, batch, changes, work, backfill)
         blank = table.is_blank(touched)
         gone = touched[blank]
         erased = [table.customer[row] for row in gone.tolist()]
@@ -248,13 +259,14 @@ class Segmenter:
         table: CustomerTable,
         batch: EventBatch | None,
         changes: Changes,
-        times: Instants,
+        work: _Work,
         backfill: NDArray[np.bool_],
     ) -> list[SegmentChanged]:
         """The changes as they are published, in the same order."""
         policy, money = self.policy, self.policy.converter
         names = [dimension.name for dimension in self.dimensions]
         labels: list[tuple[str | None, ...]] = [(*dimension.labels, None) for dimension in self.dimensions]
+        told = (changes.event == NO_EVENT) & (changes.effective_at < work.told_until)
         known = changes.orders > 0
         recency = np.maximum((changes.effective_at - np.where(known, changes.last_purchase_at, 0)) // DAY, 0)
         rows = zip(
@@ -265,8 +277,8 @@ class Segmenter:
             changes.cause.tolist(),
             changes.effective_at.tolist(),
             format_column(changes.effective_at),
-            format_column(times[changes.decided]),
-            backfill[changes.decided].tolist(),
+            format_column(work.times[changes.decided]),
+            (backfill[changes.decided] | told).tolist(),
             changes.event.tolist(),
             changes.sequence.tolist(),
             changes.orders.tolist(),

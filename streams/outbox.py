@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from models.events import Role
-from models.instants import SECOND
+from models.instants import NEVER, SECOND
 from streams import metrics
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import StoreUnavailable
@@ -31,6 +31,7 @@ _AT_ONCE: Final = 8
 class _Item(NamedTuple):
     entry: OutboxEntry | None
     offsets: Mapping[Role, int]
+    time: int
     oldest: int | None
 
 
@@ -46,15 +47,18 @@ class Outbox:
         self._pending = 0
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
+        #: The shard's time of the last commit whose changes have all been acknowledged by the broker.
+        self.published_time = NEVER
 
     def start(self, header: ShardHeader) -> None:
         """Begin with what the store still holds."""
         self._queue = asyncio.Queue(max(_MOST_WAITING, len(header.entries) + 1))
         self.published = {}
+        self.published_time = NEVER
         self._pending = 0
         for entry in header.entries:
-            self._queue.put_nowait(_Item(entry, {}, None))
-        self._queue.put_nowait(_Item(None, header.offsets, None))
+            self._queue.put_nowait(_Item(entry, {}, NEVER, None))
+        self._queue.put_nowait(_Item(None, header.offsets, NEVER if header.time is None else header.time, None))
         self._count(len(header.entries) + 1)
         self._task = asyncio.create_task(self._run(), name=f"outbox-{self._shard}")
 
@@ -72,7 +76,7 @@ class Outbox:
     async def put(self, commit: ShardCommit, oldest: int | None) -> None:
         """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record."""
         offsets = {role: covered.end for role, covered in commit.ranges.items()}
-        await self._queue.put(_Item(commit.entry, offsets, oldest))
+        await self._queue.put(_Item(commit.entry, offsets, commit.time, oldest))
         self._count(1)
 
     def failed(self) -> BaseException | None:
@@ -93,6 +97,7 @@ class Outbox:
             now = time.time()
             for item in items:
                 self.published.update(item.offsets)
+                self.published_time = max(self.published_time, item.time)
                 if item.oldest is not None and item.entry is not None:
                     metrics.PUBLISH_LATENCY.observe(max(0.0, now - item.oldest / SECOND))
                 self._queue.task_done()

@@ -68,14 +68,18 @@ class BatchProcessor:
         self.table = CustomerTable(segmenter.policy)
         self.counts = SegmentCounts(segmenter.dimensions)
         self._backfill_until = np.zeros(len(ROLES), dtype=np.int64)
+        self._told_until = NEVER
         self._stored_values: dict[str, int] = {}
         self._next_commit = 1
 
-    def load(self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]) -> ShardHeader:
+    def load(
+        self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int], told_until: int = NEVER
+    ) -> ShardHeader:
         """Take the shard and build its table from the store.
 
         ``offsets`` is where reading starts if nothing is stored; records below ``backfill_until``, or below what was
-        stored of it at the first start, are history. Raises StoreUnavailable or StateError.
+        stored of it at the first start, are history, and so are deadlines before ``told_until``. Raises
+        StoreUnavailable or StateError.
         """
         segmenter = self._segmenter
         self.token = secrets.token_hex(8)
@@ -93,6 +97,7 @@ class BatchProcessor:
         self.counts.update(self.table, self.table.rows)
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
         self._next_commit = header.commits + 1
+        self._told_until = told_until
         self._backfill_until = np.array(
             [max(backfill_until.get(role, 0), header.backfill_until.get(role, 0)) for role in ROLES], dtype=np.int64
         )
@@ -107,14 +112,14 @@ class BatchProcessor:
         """Fold a batch, which covers ``ranges`` of the shard's topics, into the table."""
         times = np.maximum.accumulate(np.maximum(self.clock.instants(batch), self.time))
         history = batch.offset < self._backfill_until[batch.rank]
-        outcome = self._segmenter.apply(self.table, batch, times, history)
+        outcome = self._segmenter.apply(self.table, batch, times, history, self._told_until)
         outcome.time = max(outcome.time, self.time)
         return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
         instant = max(instant, self.time)
-        outcome = self._segmenter.advance(self.table, instant, backfill=False, most=most)
+        outcome = self._segmenter.advance(self.table, instant, False, most, self._told_until)
         if not len(outcome.touched):
             self.time = instant
             return None

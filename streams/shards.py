@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from models.events import ROLES, Role
+from models.instants import NEVER
 from streams import metrics
 from streams.commit import Range, ShardHeader
 from streams.errors import KafkaUnavailable, OffsetGap, StoreUnavailable
@@ -138,7 +139,8 @@ class Shards:
         if any((kept.committed or 0) > offsets[role] for role, kept in logs.items()):
             metrics.REWINDS.inc()
             log.warning("shard %d: the store is behind Kafka's commit; reading again from the store's offsets", shard)
-        header = await asyncio.to_thread(processor.load, offsets, history)
+        told_until = max(kept.told_until for kept in logs.values())
+        header = await asyncio.to_thread(processor.load, offsets, history, told_until)
         log.info(
             "shard %d loaded: %d customers, reading from %s",
             shard,
@@ -181,6 +183,11 @@ class Shards:
             for shard, runner in self._runners.items()
             for role, offset in runner.outbox.published.items()
         }
+
+    def published_time(self, shard: int) -> int:
+        """See Owner."""
+        runner = self._runners.get(shard)
+        return NEVER if runner is None else runner.outbox.published_time
 
     def fetched(self, batch: FetchedRecords) -> None:
         """Hand a fetch to its shard; what was fetched before the last positioning is dropped."""

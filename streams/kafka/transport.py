@@ -11,6 +11,7 @@ truth and Faust's acknowledgements mean nothing here:
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -31,10 +32,12 @@ from faust.types import TP, ConsumerMessage
 
 from models.batch import Record
 from models.errors import SegmenterError
+from models.instants import NEVER
 from streams.errors import OffsetGap, ServiceUnavailable, StaleOwner
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 200
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,15 @@ class Progress(NamedTuple):
 
 
 class LogRange(NamedTuple):
-    """What Kafka holds and knows of one partition: first offset, end, and the group's commit, if any."""
+    """What Kafka holds and knows of one partition: first offset, end, and the group's commit, if any.
+
+    ``told_until`` is the instant before which every deadline had been published when that commit was made.
+    """
 
     first: int
     end: int
     committed: int | None
+    told_until: int = NEVER
 
 
 class Owner(Protocol):
@@ -76,6 +83,10 @@ class Owner(Protocol):
 
     def published(self) -> Mapping[TP, int]:
         """For each partition, the offset below which every change has been acknowledged by the broker."""
+        ...
+
+    def published_time(self, shard: int) -> int:
+        """The instant (microseconds) before which every deadline of the shard has been published."""
         ...
 
 
@@ -115,8 +126,16 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         keys = [TopicPartition(tp.topic, tp.partition) for tp in tps]
         first = await consumer.beginning_offsets(keys)
         end = await consumer.end_offsets(keys)
-        committed = {key: await consumer.committed(key) for key in keys}
-        return {TP(key.topic, key.partition): LogRange(first[key], end[key], committed[key]) for key in keys}
+        commits = await consumer._coordinator.fetch_committed_offsets(keys)
+        ranges = {}
+        for key in keys:
+            commit = commits.get(key)
+            known = commit is not None and commit.offset >= 0
+            told = (commit.metadata or "") if known else ""
+            ranges[TP(key.topic, key.partition)] = LogRange(
+                first[key], end[key], commit.offset if known else None, int(told) if _INTEGER.fullmatch(told) else NEVER
+            )
+        return ranges
 
     async def _fetch_records(
         self,
@@ -151,12 +170,16 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         """Commit to Kafka. A failure is not fatal: the commit only tells others how far we are."""
         try:
             await self._ensure_consumer().commit(
-                {TopicPartition(tp.topic, tp.partition): OffsetAndMetadata(at, "") for tp, at in offsets.items()}
+                {TopicPartition(tp.topic, tp.partition): self._commit_of(tp, at) for tp, at in offsets.items()}
             )
         except (KafkaError, RuntimeError) as error:
             self.log.warning("Kafka did not take the commit, it will be tried again: %s", error)
             return False
         return True
+
+    def _commit_of(self, tp: TP, offset: int) -> OffsetAndMetadata:
+        """An offset to commit, with the time until which deadlines have been told: they are no records."""
+        return OffsetAndMetadata(offset, str(self.consumer.told_until.get(tp, NEVER)))
 
     async def check(self) -> None:
         """Let the group's coordination go on after an error. Raises KafkaError if it cannot.
@@ -191,13 +214,17 @@ class BatchConsumer(driver.Consumer):
         #: partition → (epoch, next offset): where the next fetch starts.
         self.read_from: dict[TP, tuple[int, int]] = {}
         self._epoch = 0
-        self._kafka_commit: dict[TP, int] = {}
+        #: partition → what has been committed to Kafka: the offset, and the time until which deadlines were told.
+        self._kafka_commit: dict[TP, tuple[int, int]] = {}
+        #: partition → the time that goes with the offset that is about to be committed.
+        self.told_until: dict[TP, int] = {}
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     @property
-    def _owner(self) -> Owner:
+    def owner(self) -> Owner:
+        """Who decides about partitions."""
         return cast(Owner, self.app.shards)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:  # noqa: ASYNC109
@@ -237,14 +264,14 @@ class BatchConsumer(driver.Consumer):
         self._kafka_commit.clear()
         try:
             ranges = await self._thread.log_ranges(assignment)
-            offsets = await self._owner.assigned(ranges)
+            offsets = await self.owner.assigned(ranges)
         except SegmenterError as error:
             self.app.fail(error)
             return
         except KafkaError as error:
             self.app.fail(ServiceUnavailable(f"Kafka did not say where the assigned partitions begin and end: {error}"))
             return
-        self._kafka_commit.update({tp: log.committed for tp, log in ranges.items() if log.committed is not None})
+        self._kafka_commit.update({tp: (log.committed or 0, log.told_until) for tp, log in ranges.items()})
         await self.seek_to(offsets)
 
     async def seek_to(self, offsets: Mapping[TP, int]) -> None:
@@ -294,12 +321,18 @@ class BatchConsumer(driver.Consumer):
         self._acked.clear()
         self._acked_index.clear()
         self._unacked_messages.clear()
-        return {tp: at for tp, at in self._owner.published().items() if at > self._kafka_commit.get(tp, 0)}
+        due = {}
+        for tp, offset in self.owner.published().items():
+            committed, told_until = self._kafka_commit.get(tp, (0, NEVER))
+            self.told_until[tp] = self.owner.published_time(tp.partition)
+            if offset > committed or (offset == committed and self.told_until[tp] > told_until):
+                due[tp] = offset
+        return due
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         committed = await super()._commit(offsets)
         if committed:
-            self._kafka_commit.update(offsets)
+            self._kafka_commit.update({tp: (at, self.told_until.get(tp, NEVER)) for tp, at in offsets.items()})
         return bool(committed)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:

@@ -10,7 +10,7 @@ from statistics import median
 
 import click
 
-from tests.bench.events import Events, make_events
+from tests.bench.events import RECORD_BATCH, Events, make_events
 from tests.bench.machine import describe_machine, load_average
 from tests.bench.report import Measured, Repeat, render
 from tests.bench.stages import StageTimes, measure_stages, workloads
@@ -35,19 +35,19 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _throughput(events: Events, repeats: int) -> list[Repeat]:
-    """In each repeat the worker before and after the naive agent, whose run is much longer."""
+def _throughput(events: Events, repeats: int, record_batch: int, quick: bool) -> list[Repeat]:
+    """In each repeat the worker before and, unless it is to be quick, after the naive agent's much longer run."""
 
     def run(kind: type[Contender]) -> Run:
-        found = measure(kind, events)
+        found = measure(kind, events, record_batch)
         _say(f"{found.name}: {found.rate:,.0f} events/s, {found.changes:,} changes")
         return found
 
     found = []
     for repeat in range(1, repeats + 1):
         _say(f"repeat {repeat} of {repeats}")
-        before, naive, after = run(SegmenterWorker), run(NaiveAgent), run(SegmenterWorker)
-        found.append(Repeat((before, after), naive))
+        before, naive = run(SegmenterWorker), run(NaiveAgent)
+        found.append(Repeat((before,) if quick else (before, run(SegmenterWorker)), naive))
     return found
 
 
@@ -63,15 +63,22 @@ def _stages(events: Events, size: Size, repeats: int) -> list[StageTimes]:
 @click.command()
 @click.option("--quick", is_flag=True, help="a few events and one repeat: does it work, not how fast it is")
 @click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True, help="how often, in turns")
+@click.option(
+    "--record-batch",
+    type=click.IntRange(min=1),
+    default=RECORD_BATCH,
+    show_default="up to a megabyte",
+    help="events in a record batch, which is what the embedded broker hands out a fetch",
+)
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="write the report to this file too")
 @click.option("--at-least", type=float, help="fail if the median ratio is lower")
-def bench(quick: bool, repeats: int, output: Path | None, at_least: float | None) -> None:
+def bench(quick: bool, repeats: int, record_batch: int, output: Path | None, at_least: float | None) -> None:
     """Events per second of one worker beside a naive Faust agent, and microseconds per event of each stage."""
     size, repeats = (QUICK, 1) if quick else (FULL, repeats)
     command = " ".join(["python -m tests.bench", *sys.argv[1:]])
     load, events = load_average(), make_events(size.events, size.warm_up)
     try:
-        runs = _throughput(events, repeats)
+        runs = _throughput(events, repeats, record_batch, quick)
     except BenchError as error:
         raise click.ClickException(str(error)) from None
     date = datetime.now(UTC).date().isoformat()

@@ -20,6 +20,8 @@ from streams.generator import Population, generate
 PARTITION_LIMIT: Final = 4 * 1024 * 1024
 #: More than a record costs on the broker beside its key and value.
 RECORD_OVERHEAD: Final = 20
+#: Records in one record batch, at most; a megabyte ends it before.
+RECORD_BATCH: Final = 1_000_000
 #: Everything lies in this many days before the run: nobody lapses, under either clock.
 _DAYS: Final = 78
 _EVENTS_PER_CUSTOMER: Final = 8.0
@@ -57,7 +59,7 @@ class Events:
 
 
 def make_events(count: int, warm_up: int) -> Events:
-    """``count`` events in time order, the first ``warm_up`` of which are not measured; the same for every seed 1."""
+    """``count`` events in time order, the first ``warm_up`` of which are not measured; the same but for the date."""
     start = (datetime.now(UTC) - timedelta(days=_DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
     population = Population(
         customers=max(50, int(count / _EVENTS_PER_CUSTOMER)), days=_DAYS, acquisition_days=30, start=start,
@@ -94,7 +96,7 @@ def _moves(events: Sequence[dict[str, Any]]) -> set[tuple[str, str | None, str |
     return moves
 
 
-def produce(broker: str, topic: str, records: Sequence[Produced]) -> None:
+def produce(broker: str, topic: str, records: Sequence[Produced], record_batch: int = RECORD_BATCH) -> None:
     """Put the records onto the topic, in order, and return once the broker has them all."""
     failed: list[str] = []
 
@@ -109,7 +111,7 @@ def produce(broker: str, topic: str, records: Sequence[Produced]) -> None:
             "bootstrap.servers": broker,
             "max.in.flight": 1,
             "batch.size": 1_000_000,
-            "batch.num.messages": 1_000_000,
+            "batch.num.messages": record_batch,
             "linger.ms": 500,
             "log_level": 0,
         }

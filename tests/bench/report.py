@@ -85,7 +85,8 @@ def _opening(measured: Measured) -> str:
     met = "met" if median(measured.ratios) >= TARGET else "not met"
     said = _paragraph(
         "Written by the benchmark itself. Rates belong to the machine below and to what else ran on it; ratios within "
-        f"one run carry further. Everywhere: minimum / median / maximum of {len(measured.ratios)} repeats."
+        "one run carry further. Everywhere: minimum / median / maximum, "
+        f"{len(measured.ratios)} repeat{'s' if len(measured.ratios) > 1 else ''}."
     )
     facts = [
         f"- **One worker handles {_spread(measured.ratios)} times the events per second of a naive Faust agent** "
@@ -171,7 +172,8 @@ contender's process; Redis and the broker run in others.
 
 The embedded broker hands out one record batch of a partition for each fetch, where Kafka hands out as many as make a
 megabyte. The events are therefore produced in record batches of up to a megabyte, for both contenders; a worker that is
-behind gets fetches of the same size from Kafka. In smaller fetches an event costs the worker more.
+behind gets fetches of the same size from Kafka. In smaller fetches an event costs the worker more (`--record-batch 200`
+shows how much): a commit has a price of its own.
 
 The embedded broker also keeps 5 MiB a partition and drops the oldest in silence. Each run therefore counts bytes, and
 fails if a partition of events or changes holds more than 4 MiB or does not begin at offset 0. It also fails if a change

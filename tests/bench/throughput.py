@@ -34,7 +34,7 @@ from streams.embedded.server import LOOPBACK, OwnedProcess, free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.settings import Settings
 from streams.store.keys import shard_keys
-from tests.bench.events import PARTITION_LIMIT, RECORD_OVERHEAD, Events, produce
+from tests.bench.events import PARTITION_LIMIT, RECORD_BATCH, RECORD_OVERHEAD, Events, produce
 
 _READY_WITHIN: Final = 60.0
 _DONE_WITHIN: Final = 600.0
@@ -135,8 +135,8 @@ class Run:
         return self.events / self.seconds
 
 
-def measure(kind: type[Contender], events: Events) -> Run:
-    """Run one contender over the events. Raises BenchError if what comes out is not what must."""
+def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BATCH) -> Run:
+    """Run one contender over the events, which are produced in such record batches. Raises BenchError if what comes out is not what must."""
     with ExitStack() as running:
         stack = running.enter_context(EmbeddedStack(Settings()))
         client = running.enter_context(redis.Redis.from_url(stack.redis.url))
@@ -157,7 +157,7 @@ def measure(kind: type[Contender], events: Events) -> Run:
         wait_for(lambda: contender.processed() == len(events.warm_up), _READY_WITHIN, "the warm-up")
         time.sleep(_SETTLE)
         os.kill(process.pid, signal.SIGSTOP)
-        produce(stack.broker.address, "purchases", events.measured)
+        produce(stack.broker.address, "purchases", events.measured, record_batch)
         cpu = _cpu_seconds(process.pid)
         began = time.perf_counter()
         os.kill(process.pid, signal.SIGCONT)

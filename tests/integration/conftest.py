@@ -87,7 +87,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """A worker that has processed a year of customers, an erasure, and records of every kind that is refused."""
     folder = tmp_path_factory.mktemp("scene")
     try:
-        with EmbeddedStack(Settings()) as stack, Topics(stack.broker.address) as topics, stored(stack.redis.url) as state:
+        with (
+            EmbeddedStack(Settings()) as stack,
+            Topics(stack.broker.address) as topics,
+            stored(stack.redis.url) as state,
+        ):
             settings = {**stack.environment(), "SEGMENTER_CLOCK": "event"}
             with Worker(folder, settings) as worker:
                 eventually(lambda: worker.address, 30, "the worker's HTTP listens")

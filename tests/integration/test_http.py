@@ -104,9 +104,7 @@ def test_customers_by_segment(scene: Scene, families: dict[str, Metric]) -> None
     """The gauge, summed over shards, agrees with ``segmenter segments``."""
     lines = output_of("segments", "--json", settings=scene.settings).splitlines()
     for row in map(json.loads, lines):
-        gauge = _sum(
-            families, "segmenter_segment_customers", dimension=row["dimension"], segment=row["segment"]
-        )
+        gauge = _sum(families, "segmenter_segment_customers", dimension=row["dimension"], segment=row["segment"])
         assert gauge == row["customers"]
     assert _sum(families, "segmenter_segment_customers") > 100
 

@@ -48,14 +48,15 @@ STALLING = {**QUICK, "SEGMENTER_STALL_AFTER": str(STALL_AFTER)}
 @contextmanager
 def _stack() -> Iterator[tuple[EmbeddedStack, Topics, Stored]]:
     """A broker with its topics, and a Redis."""
-    with EmbeddedStack(Settings()) as running, Topics(running.broker.address) as topics:
-        with stored(running.redis.url) as state:
-            yield running, topics, state
+    with (
+        EmbeddedStack(Settings()) as running,
+        Topics(running.broker.address) as topics,
+        stored(running.redis.url) as state,
+    ):
+        yield running, topics, state
 
 
-def _history(
-    customers: int, seed: int = 3, start: datetime = datetime(2024, 1, 1, tzinfo=UTC)
-) -> list[dict[str, Any]]:
+def _history(customers: int, seed: int = 3, start: datetime = datetime(2024, 1, 1, tzinfo=UTC)) -> list[dict[str, Any]]:
     """Events of generated customers over 300 days, with a tick a year after their start."""
     events = list(generate(Population(customers=customers, days=300, seed=seed, start=start)))
     return [*events, {"kind": "tick", "occurred_at": start.replace(year=start.year + 1).isoformat()}]
@@ -196,13 +197,12 @@ def test_faust_says_why_it_cannot_start(tmp_path: Path) -> None:
 def faust_starts_a_worker(folder: Path) -> None:
     """``faust -A streams.kafka.app worker --without-web`` processes events and stops on SIGTERM like our own."""
     events = [_purchase(1, "c-1", "2024-01-01T00:00:00Z"), {"kind": "tick", "occurred_at": "2024-06-01T00:00:00Z"}]
-    with _stack() as (stack, topics, state):
-        with Worker(folder, {**stack.environment(), **QUICK}, command=FAUST) as worker:
-            worker.ready()
-            topics.put(events)
-            eventually(lambda: state.settled(topics), 30, "the events are folded")
-            _agrees(events, topics)
-            _stops(worker)
+    with _stack() as (stack, topics, state), Worker(folder, {**stack.environment(), **QUICK}, command=FAUST) as worker:
+        worker.ready()
+        topics.put(events)
+        eventually(lambda: state.settled(topics), 30, "the events are folded")
+        _agrees(events, topics)
+        _stops(worker)
 
 
 def _stops(worker: Worker) -> None:
@@ -239,13 +239,16 @@ def _broker_that_can_fail(folder: Path) -> Iterator[tuple[Running, dict[str, str
 
 def stops_with_the_broker_gone(folder: Path) -> None:
     """SIGTERM ends a worker within 10 s when the broker went away with records in flight."""
-    with _broker_that_can_fail(folder) as (broker, settings):
-        with Topics(settings["SEGMENTER_BROKER"]) as topics, Worker(folder, {**settings, **SLOW}) as worker:
-            worker.ready()
-            topics.put(_history(customers=800))
-            eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
-            broker.kill()
-            _stops(worker)
+    with (
+        _broker_that_can_fail(folder) as (broker, settings),
+        Topics(settings["SEGMENTER_BROKER"]) as topics,
+        Worker(folder, {**settings, **SLOW}) as worker,
+    ):
+        worker.ready()
+        topics.put(_history(customers=800))
+        eventually(lambda: topics.size(CHANGES) > 50, 30, "the first changes")
+        broker.kill()
+        _stops(worker)
 
 
 def stops_with_redis_gone(folder: Path) -> None:

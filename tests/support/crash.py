@@ -1,4 +1,4 @@
-"""The proof that a crash loses and doubles nothing: two workers, one killed half-way, everything compared at the end."""
+"""The proof that a crash loses and doubles nothing: two workers, one killed half-way, everything compared."""
 
 import json
 from collections import Counter
@@ -67,9 +67,7 @@ def _agrees_with_replay(recording: Recording, settings: Mapping[str, str], folde
 def _sizes(lines: str) -> dict[str, tuple[int, int]]:
     """``segments --json`` as label → customers and revenue in cents; empty segments left out."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines.splitlines()]
-    return {
-        row["segment"]: (row["customers"], round(float(row["revenue"]) * 100)) for row in rows if row["customers"]
-    }
+    return {row["segment"]: (row["customers"], round(float(row["revenue"]) * 100)) for row in rows if row["customers"]}
 
 
 def _counted(customers: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:

@@ -1,10 +1,16 @@
 """The names that let several fleets share one broker and one Redis."""
 
-INPUTS = ("signups", "purchases", "erasures")
-OUTPUTS = ("changes", "snapshots", "dead_letters")
+_TOPICS = {
+    "PURCHASES": "purchases",
+    "SIGNUPS": "signups",
+    "ERASURES": "erasures",
+    "CHANGES": "segment-changes",
+    "SNAPSHOTS": "customer-segments",
+    "DEAD_LETTERS": "dead-letters",
+}
 
 
 def fleet(name: str) -> dict[str, str]:
-    """Settings of a fleet with topics, group and namespace of its own."""
-    topics = {f"SEGMENTER_{role.upper()}_TOPIC": f"{name}.{role}" for role in (*INPUTS, *OUTPUTS)}
+    """Settings of a fleet with group and namespace of its own; its topics' names begin with ``name.``"""
+    topics = {f"SEGMENTER_{role}_TOPIC": f"{name}.{topic}" for role, topic in _TOPICS.items()}
     return {**topics, "SEGMENTER_GROUP": name, "SEGMENTER_NAMESPACE": name}

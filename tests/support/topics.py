@@ -36,11 +36,15 @@ class Stored(NamedTuple):
 
 
 class Topics:
-    """One broker's topics. A context manager, which keeps one consumer and one producer."""
+    """One broker's topics, by their usual names though each may have a prefix.
 
-    def __init__(self, servers: str, partitions: int = 4) -> None:
+    A context manager, which keeps one consumer and one producer.
+    """
+
+    def __init__(self, servers: str, partitions: int = 4, prefix: str = "") -> None:
         self.servers = servers
         self.partitions = partitions
+        self._prefix = prefix
 
     def __enter__(self) -> "Topics":
         self._consumer = Consumer(
@@ -62,6 +66,7 @@ class Topics:
 
     def ends(self, topic: str) -> dict[int, int]:
         """The end of each partition's log."""
+        topic = self._prefix + topic
         count = len(self._consumer.list_topics(topic, timeout=_WITHIN).topics[topic].partitions)
         return {
             partition: self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_WITHIN)[1]
@@ -76,7 +81,8 @@ class Topics:
         """Every record from ``start`` (the beginning) to the present end, each partition's in order."""
         first = start or {}
         ends = {partition: end for partition, end in self.ends(topic).items() if end > first.get(partition, 0)}
-        self._consumer.assign([TopicPartition(topic, partition, first.get(partition, 0)) for partition in ends])
+        name = self._prefix + topic
+        self._consumer.assign([TopicPartition(name, partition, first.get(partition, 0)) for partition in ends])
         found: list[Stored] = []
         while ends:
             message = self._consumer.poll(_WITHIN)
@@ -109,7 +115,7 @@ class Topics:
     ) -> None:
         """Produce one record, where Kafka's own partitioner puts its key; ``timestamp`` in ms, 0 for now."""
         self._producer.produce(
-            topic,
+            self._prefix + topic,
             value=value,
             key=key,
             partition=partition_of(key or b"", self.partitions) if partition is None else partition,

@@ -53,6 +53,9 @@ def test_change_ids_differ_where_anything_differs() -> None:
     customers = ["a", "1:a", "a|lifecycle", "11:a|lifecycle", ""]
     sources = ["event:a", "event:", "deadline:7", "deadline:77", "event:deadline:7"]
     moves = list(product(customers, ["lifecycle", "value"], [None, "new", "lapsed"], [None, "new", "lapsed"], sources))
+    # Without knowing where the customer_id ends, these two would be the same text.
+    moves.append(("a", "d", "x", "y", "event:1|d|x|y|event:2"))
+    moves.append(("a|d|x|y|event:1", "d", "x", "y", "event:2"))
     assert len({change_id(*move) for move in moves}) == len(moves)
 
 

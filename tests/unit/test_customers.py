@@ -1,33 +1,38 @@
-"""Stored customers in the form that people read."""
+"""Stored customers as people and other programs read them."""
 
-from models.policy import Policy
-from streams.customers import customer_of
-from tests.unit.build import Feeder, at, make_policy, purchase, refund, signup, text
+from typing import Any
+
+import pytest
+
+from models.errors import StateError
+from streams.customers import customer_of, customers_of
+from streams.store.memory import MemoryStore
+from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund, signup, text
 
 
-def shard_of(policy: Policy | None = None) -> Feeder:
-    feeder = Feeder(policy)
+def every(feeder: Feeder) -> dict[str, dict[str, Any]]:
+    return {each["customer_id"]: each for each in customers_of(feeder.store, 0, feeder.store.header(0))}
+
+
+def test_a_customer_in_full() -> None:
+    """Instants as RFC 3339, amounts as decimal texts, codes as the texts they stand for."""
+    feeder = Feeder()
     feeder.feed(
-        signup("a", "1", at(0, 1), country="DE"),
-        purchase("a", "2", at(1), "12.50", channel="web"),
-        refund("a", "3", at(2), "20.00"),
-        refund("b", "4", at(3), "1.00"),
+        signup("a", "1", at(0), country="DE"),
+        purchase("a", "2", at(1, 5), "10.00", channel="web"),
+        purchase("a", "3", at(3), "0.50"),
+        refund("a", "4", at(4), "12.75"),
     )
-    return feeder
-
-
-def test_a_customer_is_described_in_full() -> None:
-    """Instants are RFC 3339, amounts decimal text of the base currency, attributes and labels are named."""
-    assert customer_of(shard_of().store, 0, "a") == {
+    assert customer_of(feeder.store, 0, "a") == {
         "customer_id": "a",
-        "signed_up_at": text(at(0, 1)),
-        "first_purchase_at": text(at(1)),
-        "last_purchase_at": text(at(1)),
-        "orders": 1,
+        "signed_up_at": text(at(0)),
+        "first_purchase_at": text(at(1, 5)),
+        "last_purchase_at": text(at(3)),
+        "orders": 2,
         "refunds": 1,
-        "gross": "12.50",
-        "refunded": "20.00",
-        "net": "-7.50",
+        "gross": "10.50",
+        "refunded": "12.75",
+        "net": "-2.25",
         "currency": "USD",
         "attributes": {"country": "DE", "channel": "web"},
         "segments": {"lifecycle": "new"},
@@ -35,23 +40,83 @@ def test_a_customer_is_described_in_full() -> None:
 
 
 def test_what_is_not_known_is_absent() -> None:
-    """A customer without purchase, signup, attribute and segment has None for them, or leaves them out."""
-    customer = customer_of(shard_of().store, 0, "b")
-    assert customer is not None
-    assert [customer[name] for name in ("signed_up_at", "first_purchase_at", "last_purchase_at")] == [None] * 3
-    assert (customer["attributes"], customer["segments"]) == ({}, {"lifecycle": None})
+    """No purchase and no signup: null; no value of an attribute: not there; no segment: null."""
+    feeder = Feeder()
+    feeder.feed(refund("a", "1", at(0), "1.00"))
+    found = customer_of(feeder.store, 0, "a")
+    assert found is not None
+    assert (found["signed_up_at"], found["first_purchase_at"], found["last_purchase_at"]) == (None, None, None)
+    assert found["attributes"] == {}
+    assert found["segments"] == {"lifecycle": None}
+    assert (found["orders"], found["refunds"], found["net"]) == (0, 1, "-1.00")
 
 
-def test_an_unknown_customer_is_none() -> None:
-    """Of a customer who was never seen there is nothing, also in a store that holds nothing."""
-    assert customer_of(shard_of().store, 0, "c") is None
-    assert customer_of(Feeder().store, 0, "a") is None
+def test_nobody_is_none() -> None:
+    """A customer who is not stored, never was or is erased, is None; an unknown shard has no customers."""
+    feeder = Feeder()
+    assert customer_of(feeder.store, 0, "a") is None
+    assert customer_of(MemoryStore(), 5, "a") is None
+    assert list(customers_of(MemoryStore(), 5, MemoryStore().header(5))) == []
+    feeder.feed(purchase("a", "1", at(0)))
+    feeder.feed(erasure("a", "2", at(1)))
+    assert customer_of(feeder.store, 0, "a") is None
+    assert every(feeder) == {}
 
 
-def test_one_customer_is_described_as_among_all() -> None:
-    """Read alone or with all others, a customer is the same."""
-    feeder = shard_of(make_policy(base="USD", keep=[], dimensions={"one": ("1d", 2, "2d"), "two": ("1d", 3, "9d")}))
-    feeder.advance(at(4))
-    every = feeder.customers()
-    assert every["a"]["segments"] == {"one": "lapsed", "two": "new"}
-    assert {name: customer_of(feeder.store, 0, name) for name in every} == every
+def test_all_and_one_agree() -> None:
+    """Each customer looks the same in a list and alone."""
+    feeder = Feeder()
+    events = [purchase(f"c{i}", f"{i}", at(i), f"{i}.25", country=f"C{i % 4}") for i in range(30)]
+    feeder.feed(*events, signup("s", "s", at(2)))
+    found = every(feeder)
+    assert len(found) == 31
+    assert all(customer_of(feeder.store, 0, name) == each for name, each in found.items())
+
+
+@pytest.mark.parametrize(
+    ("base", "amount", "shown"), [("JPY", "1200", "1200"), ("KWD", "1.234", "1.234"), ("USD", "5", "5.00")]
+)
+def test_amounts_have_the_decimals_of_the_currency(base: str, amount: str, shown: str) -> None:
+    """As ISO 4217 gives them, in the base currency the rows were written in."""
+    feeder = Feeder(make_policy(base=base))
+    feeder.feed(purchase("a", "1", at(0), amount, currency=base))
+    found = customer_of(feeder.store, 0, "a")
+    assert found is not None
+    assert (found["gross"], found["net"], found["currency"]) == (shown, shown, base)
+
+
+def test_rows_of_several_policies_lie_side_by_side() -> None:
+    """Each row is read by the layout it was written in."""
+    feeder = Feeder(make_policy(keep=["country"]))
+    feeder.feed(purchase("old", "1", at(0), country="DE", channel="web"))
+    feeder.load(
+        make_policy(keep=["channel", "country"], dimensions={"fast": ("1d", 2, "7d"), "lifecycle": ("30d", 3, "90d")})
+    )
+    feeder.feed(purchase("new", "2", at(1), country="FR", channel="shop"))
+    found = every(feeder)
+    assert found["old"]["attributes"] == {"country": "DE"}
+    assert found["old"]["segments"] == {"lifecycle": "new"}
+    assert found["new"]["attributes"] == {"channel": "shop", "country": "FR"}
+    assert found["new"]["segments"] == {"fast": "new", "lifecycle": "new"}
+
+
+def test_any_text_is_a_customer_id() -> None:
+    """Ids are shown as they were sent."""
+    names = ["ä€😀", " ", "a:b{c}", "x" * 256, '"quoted"', "-"]
+    feeder = Feeder()
+    feeder.feed(*(purchase(name, f"{i}", at(i)) for i, name in enumerate(names)))
+    assert set(every(feeder)) == set(names)
+    assert all(customer_of(feeder.store, 0, name) for name in names)
+
+
+def test_a_damaged_row_is_told() -> None:
+    """The sentence names the customer."""
+    feeder = Feeder()
+    feeder.feed(purchase("a", "1", at(0)))
+    shard = feeder.store._shards[0]
+    shard.customers["a"] = shard.customers["a"][:-1]
+    with pytest.raises(StateError, match="the stored row of customer 'a' is damaged"):
+        customer_of(feeder.store, 0, "a")
+    shard.customers["a"] = b"nonsense"
+    with pytest.raises(StateError, match="layout that is not stored"):
+        every(feeder)

@@ -936,7 +936,7 @@ FAULTS = st.lists(st.sampled_from([None, None, "before", "after", "stolen"]), ma
 LOSSES = st.lists(st.sampled_from([None, "before", "after"]), max_size=5)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     commits=FAULTS,
     acknowledgements=LOSSES,

@@ -1,0 +1,88 @@
+"""The structure: the arrows between modules point where they must, and no file grows beyond what can be read."""
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 400
+
+
+def sources() -> Iterator[Path]:
+    for package in ("models", "streams"):
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_import_contracts_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The core is pure, and the arrows in core and shell run one way (pyproject.toml)."""
+    cli = pytest.importorskip("importlinter.cli", reason="import-linter is not installed")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    broken = cli.lint_imports(no_cache=True)
+    assert broken == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_no_file_is_too_long(path: Path) -> None:
+    """Who changes a file can have read it."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_what_is_public_says_what_it_is(path: Path) -> None:
+    """Every module, public class and public function has a docstring."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "the module"
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                if child.name.startswith("_"):
+                    continue
+                todo += [child] if isinstance(child, ast.ClassDef) else []
+                only_a_line = len(child.body) == 1 and isinstance(child.body[0], ast.Expr)
+                protocol = isinstance(node, ast.ClassDef) and any(
+                    isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases
+                )
+                override = isinstance(node, ast.ClassDef) and bool(node.bases)
+                if not (only_a_line and protocol) and not override:
+                    assert ast.get_docstring(child), f"{child.name}, line {child.lineno}"
+
+
+def test_only_one_module_reads_the_environment() -> None:
+    """Settings are where every variable is named and checked."""
+    for path in sources():
+        if name(path) == "streams/settings.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("environ", "getenv"), f"{name(path)}, line {node.lineno}"
+
+
+def test_every_package_is_distributed() -> None:
+    """A folder with modules that pyproject.toml does not list would be missing from the wheel."""
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({os.fspath(Path(name(path)).parent).replace("/", ".") for path in sources()})
+    assert not [folder for folder in {path.parent for path in sources()} if not (folder / "__init__.py").exists()]
+
+
+def test_a_core_module_imports_no_clock() -> None:
+    """numpy's and pandas' ways to ask for the time, which an import contract does not see."""
+    for path in sources():
+        if not name(path).startswith("models/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and node.value in ("now", "today"):
+                raise AssertionError(f"{name(path)}, line {node.lineno}")
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("now", "utcnow", "today", "random"), f"{name(path)}, line {node.lineno}"
