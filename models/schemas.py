@@ -23,8 +23,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         topic: {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": f"Value of a record on {topic}",
             **adapter.json_schema(),
+            "title": f"Value of a record on {topic}",
         }
         for topic, adapter in _TOPICS.items()
     }

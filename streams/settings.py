@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     def _distinct_topics(self) -> Settings:
         names = [*self.topics.values(), self.changes_topic, self.snapshots_topic, self.dead_letters_topic]
         if len(set(names)) != len(names):
-            raise ValueError("each topic must have a name of its own")
+            variables = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in type(self).model_fields if "_topic" in name)
+            raise ValueError(f"each topic must have a name of its own: {variables}")
         return self
 
     @property

@@ -111,10 +111,12 @@ class OwnedProcess:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._popen.pid
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self.exit_code(within=0) is None
 
     def exit_code(self, within: float) -> int | None:
@@ -185,6 +187,7 @@ class LoopbackServer(ABC):
 
     @property
     def log_path(self) -> Path:
+        """Where its output goes."""
         return self.home / "server.log"
 
     @property
@@ -201,12 +204,14 @@ class LoopbackServer(ABC):
 
     @property
     def pid(self) -> int:
+        """The process id."""
         if self._process is None:
             raise RuntimeError(f"{self.title} is not running")
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self._process is not None and self._process.running
 
     def start(self) -> None:

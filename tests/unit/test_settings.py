@@ -162,7 +162,6 @@ def test_each_topic_has_its_own_name() -> None:
     assert "each topic must have a name of its own" in refused({"changes_topic": "x", "snapshots_topic": "x"})
 
 
-@pytest.mark.xfail(strict=True, reason="the sentence about topics that share a name names no variable")
 def test_topics_that_share_a_name_are_named() -> None:
     """It names the variables of the topics that share one."""
     told = refused({"signups_topic": "x", "purchases_topic": "x"})
