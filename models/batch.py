@@ -192,7 +192,7 @@ def _refused(error: ValidationError) -> Refused:
     """The first thing pydantic found wrong, as a code and a sentence."""
     first = error.errors(include_url=False)[0]
     # The location starts with the union's tag; what follows is the path inside the event.
-    path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))
+    path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))[:200]
     if first["type"] in ("json_invalid", "dict_type", "model_attributes_type") and not path:
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
     if first["type"] in ("union_tag_not_found", "union_tag_invalid"):

@@ -8,7 +8,6 @@ from typing import Any
 from models.instants import FOREVER, NEVER, format_instant
 from models.money import Converter
 from models.rows import Unpacked, unpack
-from streams.commit import ShardHeader
 from streams.ports import StateStore
 
 
@@ -43,9 +42,11 @@ def described(unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Iterat
         }
 
 
-def customers_of(store: StateStore, shard: int, header: ShardHeader) -> Iterator[dict[str, Any]]:
+def customers_of(store: StateStore, shard: int) -> Iterator[dict[str, Any]]:
     """Every customer of a shard, in no particular order. Raises StateError, StoreUnavailable."""
     for rows in store.rows(shard):
+        # Read after the rows, because a worker may have stored new layouts and values with them.
+        header = store.header(shard)
         for group in unpack(rows, header.layouts):
             yield from described(group, header.values)
 

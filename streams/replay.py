@@ -62,7 +62,7 @@ class Replayed:
 
     def customers(self) -> Iterator[dict[str, Any]]:
         """Every customer at the end, by customer_id."""
-        every = [each for store, shard in self._stores for each in customers_of(store, shard, store.header(shard))]
+        every = [each for store, shard in self._stores for each in customers_of(store, shard)]
         return iter(sorted(every, key=lambda customer: str(customer["customer_id"])))
 
 

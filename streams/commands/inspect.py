@@ -81,7 +81,7 @@ def segments(as_json: bool, **given: Any) -> None:
 
 
 @click.command()
-@click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True)
+@click.option("--format", "form", type=click.Choice(["ndjson", "csv"]), default="ndjson", show_default=True, help="how")
 @click.option("--out", default="-", metavar="FILE", show_default=True, help="- for standard output")
 @settings_options("redis", "namespace")
 def export(form: str, out: str, **given: Any) -> None:
@@ -93,8 +93,8 @@ def export(form: str, out: str, **given: Any) -> None:
     headers = [store.header(shard) for shard in range(partitions)]
 
     def customers() -> Iterator[dict[str, Any]]:
-        for shard, header in enumerate(headers):
-            yield from customers_of(store, shard, header)
+        for shard in range(partitions):
+            yield from customers_of(store, shard)
 
     if form == "ndjson":
         write_lines(out, customers())

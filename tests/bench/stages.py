@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from models.batch import EventBatch
 from models.events import ROLES, VALUES, Role
 from models.instants import FOREVER, parse
 from models.policy import default_policy
@@ -118,10 +117,10 @@ class _TimedSegmenter(Segmenter):
 
     seconds = 0.0
 
-    def apply(self, table: Any, batch: EventBatch, times: Any, backfill: Any) -> Outcome:
+    def apply(self, *args: Any, **kwargs: Any) -> Outcome:
         began = time.thread_time()
         try:
-            return super().apply(table, batch, times, backfill)
+            return super().apply(*args, **kwargs)
         finally:
             self.seconds += time.thread_time() - began
 

@@ -136,7 +136,7 @@ class Run:
 
 
 def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BATCH) -> Run:
-    """Run one contender over the events, which are produced in such record batches. Raises BenchError if what comes out is not what must."""
+    """Run one contender over the events, in such record batches. Raises BenchError if what comes out is wrong."""
     with ExitStack() as running:
         stack = running.enter_context(EmbeddedStack(Settings()))
         client = running.enter_context(redis.Redis.from_url(stack.redis.url))

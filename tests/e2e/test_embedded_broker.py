@@ -1,5 +1,6 @@
 """Two workers on the embedded broker, one of them killed: the changes are those of a batch computation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,15 @@ def _generated(request: pytest.FixtureRequest, folder: Path) -> Recording:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", [_sample, _generated], ids=["cdnow_sample", "generated"])
-def test_killing_a_worker_loses_and_doubles_nothing(record, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_killing_a_worker_loses_and_doubles_nothing(
+    record: Callable[[pytest.FixtureRequest, Path], Recording], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """What is consumed after repeats are dropped equals the oracle's (else a replay's) rows, in order per customer."""
     recording = record(request, tmp_path)
     try:
         stack = EmbeddedStack(Settings())
         with stack, Topics(stack.broker.address) as topics, stored(stack.redis.url) as state:
-            settings = {**stack.environment(), "SEGMENTER_SESSION_TIMEOUT": "4"}
-            survive_a_crash(recording, settings, topics, state, rate=1500, folder=tmp_path)
+            settings = {**stack.environment(), "SEGMENTER_SESSION_TIMEOUT": "3"}
+            survive_a_crash(recording, settings, topics, state, rate=2500, folder=tmp_path)
     except ServiceUnavailable as unavailable:
         pytest.skip(str(unavailable))

@@ -45,7 +45,7 @@ def _fleet(folder: Path, lapse_after: int = int(LAPSE_AFTER)) -> Iterator[tuple[
             **stack.environment(),
             "SEGMENTER_POLICY": str(policy),
             "SEGMENTER_CLOCK": "ingestion",
-            "SEGMENTER_SESSION_TIMEOUT": "4",
+            "SEGMENTER_SESSION_TIMEOUT": "3",
             "SEGMENTER_BATCH_SIZE": "100",
         }
         worker = Worker(folder, settings)

@@ -38,7 +38,7 @@ from tests.support.topics import CHANGES, Topics, distinct, moves, out_of_order
 PASSWORD = "hunter2-secret"
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
-QUICK = {"SEGMENTER_CLOCK": "event", "SEGMENTER_SESSION_TIMEOUT": "4"}
+QUICK = {"SEGMENTER_CLOCK": "event", "SEGMENTER_SESSION_TIMEOUT": "3"}
 #: Small commits, so that a burst of records takes a while.
 SLOW = {**QUICK, "SEGMENTER_BATCH_SIZE": "20"}
 STALL_AFTER = 5

@@ -26,7 +26,7 @@ WORKER = (*SEGMENTER, "worker")
 
 #: Any free port for HTTP, so that tests do not meet, and failover as quick as Kafka's default allows.
 TEST_SETTINGS = {"SEGMENTER_SESSION_TIMEOUT": "6", "SEGMENTER_HTTP_PORT": "0"}
-READY_WITHIN = 40.0
+READY_WITHIN = 60.0
 
 
 def eventually(condition: Callable[[], object], within: float, what: str) -> None:

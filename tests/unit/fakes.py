@@ -14,7 +14,7 @@ from faust.types import TP
 
 from models.changes import DeadLetter, SegmentChanged
 from models.events import ROLE_OF_KIND, ROLES, Role
-from models.instants import SECOND, parse
+from models.instants import NEVER, SECOND, parse
 from models.partitioner import partition_of
 from models.policy import Policy
 from models.segmenter import Segmenter
@@ -240,6 +240,7 @@ class FakeKafka:
         self.logs: dict[TP, list[Rec]] = {tp: [] for tp in tps}
         self.first: dict[TP, int] = dict.fromkeys(tps, 0)
         self.committed: dict[TP, int] = {} if committed is None else dict.fromkeys(tps, committed)
+        self.told_until: dict[TP, int] = {}
         self.now = 0.0
 
     def append(self, role: Role, made: Rec, partition: int = 0) -> None:
@@ -259,7 +260,8 @@ class FakeKafka:
 
     def log_range(self, tp: TP) -> LogRange:
         """What is known of one partition."""
-        return LogRange(self.first[tp], len(self.logs[tp]), self.committed.get(tp))
+        told_until = self.told_until.get(tp, NEVER)
+        return LogRange(self.first[tp], len(self.logs[tp]), self.committed.get(tp), told_until)
 
 
 class FakeConsumer:
@@ -355,7 +357,11 @@ class FakeWorker:
         for batch in self.consumer.fetched():
             self.shards.fetched(batch)
         self.shards.watch(joined=True)
-        self.kafka.committed.update(self.shards.published())
+        for tp, offset in self.shards.published().items():
+            # As the batching consumer does, a commit never goes back.
+            self.kafka.committed[tp] = max(offset, self.kafka.committed.get(tp, 0))
+            told_until = self.shards.published_time(tp.partition)
+            self.kafka.told_until[tp] = max(told_until, self.kafka.told_until.get(tp, NEVER))
 
     def at_rest(self) -> bool:
         """Whether everything is folded and published, as the store and Kafka see it."""

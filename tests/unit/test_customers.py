@@ -11,7 +11,7 @@ from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund,
 
 
 def every(feeder: Feeder) -> dict[str, dict[str, Any]]:
-    return {each["customer_id"]: each for each in customers_of(feeder.store, 0, feeder.store.header(0))}
+    return {each["customer_id"]: each for each in customers_of(feeder.store, 0)}
 
 
 def test_a_customer_in_full() -> None:
@@ -56,7 +56,7 @@ def test_nobody_is_none() -> None:
     feeder = Feeder()
     assert customer_of(feeder.store, 0, "a") is None
     assert customer_of(MemoryStore(), 5, "a") is None
-    assert list(customers_of(MemoryStore(), 5, MemoryStore().header(5))) == []
+    assert list(customers_of(MemoryStore(), 5)) == []
     feeder.feed(purchase("a", "1", at(0)))
     feeder.feed(erasure("a", "2", at(1)))
     assert customer_of(feeder.store, 0, "a") is None

@@ -743,7 +743,7 @@ def history() -> FakeKafka:
 def what_is_left(store: FaultyStore) -> Any:
     """The customers, sizes and dictionaries at the end; attributes as texts, because codes may differ."""
     header = store.peek()
-    return sorted(map(str, customers_of(store, 0, header))), store.segments(0), header.offsets, header.entries
+    return sorted(map(str, customers_of(store, 0))), store.segments(0), header.offsets, header.entries
 
 
 @cache

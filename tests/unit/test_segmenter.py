@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from models.changes import SegmentChanged
+from models.events import ROLES
 from models.money import LARGEST_TOTAL
 from models.table import OTHER
 from streams.processor import Clock
@@ -481,6 +482,16 @@ def test_history_is_marked() -> None:
         ("a", "new", True), ("b", "new", True), ("a", "lapsed", True), ("b", "lapsed", False), ("c", "new", False),
     ]  # fmt: skip
     assert [change["backfill"] for change in shard.advance(at(300))] == [False]
+
+
+def test_deadlines_that_were_told_before_are_history(shard: Feeder) -> None:
+    """A lapse before told_until is marked, whatever record decides it; one at it, and every event, is not."""
+    shard.feed(purchase("a", "1", at(0)), purchase("b", "2", at(5)), purchase("c", "3", at(6)))
+    shard.processor.load(dict.fromkeys(ROLES, 0), {}, told_until=at(95))
+    changes = shard.feed(purchase("d", "4", at(96))) + shard.advance(at(97))
+    assert [(change["customer_id"], change["to"], change["backfill"]) for change in changes] == [
+        ("a", "lapsed", True), ("b", "lapsed", False), ("d", "new", False), ("c", "lapsed", False),
+    ]  # fmt: skip
 
 
 def test_a_batch_of_ticks_moves_time_only(shard: Feeder) -> None:

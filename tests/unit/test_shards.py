@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from models.errors import StateError
 from models.events import ROLES, Role
-from models.instants import SECOND
+from models.instants import NEVER, SECOND
 from models.partitioner import partition_of
 from streams.errors import OffsetGap, PublishRefused, StaleOwner, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange
@@ -222,6 +222,37 @@ def test_a_store_that_was_lost_is_rebuilt_as_history() -> None:
         assert sample("segmenter_rewinds_total") == rewinds + 1
         await worker.catch_up()
         assert [backfill for *_, backfill in fleet.moves] == [True, True, False]
+
+    run(scenario)
+
+
+def test_a_store_that_was_lost_is_rebuilt_with_the_lapses_that_were_published() -> None:
+    """Lapses that the clock had published are history too, although they are no records; later ones are not."""
+
+    async def scenario(fleet: Fleet) -> None:
+        a, b = fleet.customer(0), fleet.customer(0, 1)
+        fleet.kafka.now = at(92) / SECOND
+        fleet.kafka.produce([purchase(a, "1", at(0)), purchase(b, "2", at(5))])
+        worker = fleet.worker()
+        await worker.assign(0)
+        await worker.catch_up()
+        await eventually(lambda: fleet.kafka.told_until.get(TP("purchases", 0)) == at(92), worker.turn)
+        assert [move[0] for move in fleet.moves] == [a, b, a]
+        await worker.kill()
+        before = fleet.publisher.once()
+        fleet.store, fleet.publisher = FaultyStore(), FakePublisher()
+        fleet.kafka.now = at(100) / SECOND
+        again = fleet.worker()
+        await again.assign(0)
+        await again.catch_up()
+        assert sorted(fleet.moves) == sorted(
+            [
+                (a, "new", "purchase", True), (b, "new", "purchase", True),
+                (a, "lapsed", "time", True), (b, "lapsed", "time", False),
+            ]
+        )  # fmt: skip
+        ids = [change["change_id"] for change in fleet.publisher.once()]
+        assert ids[:3] == [change["change_id"] for change in before]
 
     run(scenario)
 
@@ -594,9 +625,11 @@ def test_stop_publishes_and_still_tells_how_far_that_is() -> None:
         a = fleet.customer(0)
         fleet.kafka.produce([purchase(a, "1", at(0))])
         worker = fleet.worker()
+        assert worker.shards.published_time(0) == NEVER
         await worker.assign(0)
         await eventually(lambda: fleet.store.peek().offsets["purchases"] == 1, worker.turn)
         await worker.shards.stop(10)
+        assert worker.shards.published_time(0) == at(0)
         assert fleet.moves == [(a, "new", "purchase", False)]
         assert worker.shards.published()[TP("purchases", 0)] == 1
 

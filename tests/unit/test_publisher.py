@@ -1,0 +1,326 @@
+"""KafkaPublisher: the messages that an outbox entry becomes, and when they count as published."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from models.batch import Reader, Refusal, read
+from models.changes import dead_letter
+from models.instants import FOREVER
+from streams.commit import OutboxEntry
+from streams.errors import PublishRefused
+from streams.kafka import publisher as publisher_module
+from streams.kafka.publisher import KafkaPublisher, OutputTopics
+from tests.unit.build import Event, Feeder, Rec, at, erasure, make_policy, purchase, record, signup
+from tests.unit.fakes import eventually, settle
+
+TOPICS = OutputTopics("out.changes", "out.snapshots", "out.dead")
+#: What librdkafka sends by default; a broker takes 1 MiB, and so may a record be that large.
+LARGEST_MESSAGE = 1_000_000
+
+Message = dict[str, Any]
+
+
+class FakeProducer:
+    """librdkafka's producer: takes messages, and calls back when it is polled."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.messages: list[Message] = []
+        self.purged = False
+        #: How often the queue is full first; what produce raises or a delivery reports, by message.
+        self.full = 0
+        self.raises: dict[int, KafkaException] = {}
+        self.errors: dict[int, KafkaError] = {}
+        self.holding = threading.Event()
+        self._undelivered: list[tuple[Callable[..., None], KafkaError | None]] = []
+        self._lock = threading.Lock()
+
+    def produce(self, topic: str, *, on_delivery: Callable[..., None], **message: Any) -> None:
+        with self._lock:
+            if self.full:
+                self.full -= 1
+                raise BufferError("Local: Queue full")
+            number = len(self.messages)
+            self.messages.append({"topic": topic, **message})
+            if number in self.raises:
+                raise self.raises[number]
+            self._undelivered.append((on_delivery, self.errors.get(number)))
+
+    def poll(self, timeout: float) -> int:
+        with self._lock:
+            ready, self._undelivered = ([], self._undelivered) if self.holding.is_set() else (self._undelivered, [])
+        for deliver, error in ready:
+            deliver(error, None)
+        if not ready:
+            self.idle()
+        return len(ready)
+
+    def idle(self) -> None:
+        """What a poll does that finds nothing."""
+        threading.Event().wait(0.0005)
+
+    def purge(self) -> None:
+        self.purged = True
+
+
+@pytest.fixture
+def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[KafkaPublisher]:
+    monkeypatch.setattr(publisher_module, "Producer", FakeProducer)
+    made = KafkaPublisher("kafka:9092", TOPICS)
+    yield made
+    made.close()
+
+
+def producer_of(publisher: KafkaPublisher) -> FakeProducer:
+    producer = publisher._producer
+    assert isinstance(producer, FakeProducer)
+    return producer
+
+
+def messages(publisher: KafkaPublisher, *entries: OutboxEntry) -> list[Message]:
+    """What is produced for the entries."""
+    producer_of(publisher).messages.clear()
+    asyncio.run(publisher.publish(entries))
+    return producer_of(publisher).messages
+
+
+def entry(*events: Event, letters: Any = ()) -> OutboxEntry:
+    """The entry that a batch of events gives."""
+    return OutboxEntry("1-t", Feeder().feed(*events), letters)
+
+
+def letter_of(made: Rec, reason: str = "a reason") -> Any:
+    return dead_letter(Refusal("purchases", made, "some_code", reason), "shop.purchases", 3)
+
+
+def on(topic: str, made: list[Message]) -> list[Message]:
+    return [message for message in made if message["topic"] == topic]
+
+
+# Messages
+
+
+def test_a_change_is_keyed_by_its_customer(publisher: KafkaPublisher) -> None:
+    """The value is the change as JSON, the key the customer_id as UTF-8, so that a customer's changes keep order."""
+    made = entry(purchase("é1", "e1", at(0)), purchase("b", "e2", at(1)))
+    found = on("out.changes", messages(publisher, made))
+    assert [message["key"] for message in found] == ["é1".encode(), b"b"]
+    assert [orjson.loads(message["value"]) for message in found] == list(made.changes)
+
+
+def test_a_change_has_cloudevents_headers(publisher: KafkaPublisher) -> None:
+    """CloudEvents 1.0, Kafka binding, binary mode: a consumer may route and drop repeats without parsing."""
+    made = entry(purchase("é1", "e1", at(0)))
+    (change,) = made.changes
+    (message,) = on("out.changes", messages(publisher, made))
+    assert message["headers"] == [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", change["change_id"].encode()),
+        ("ce_type", b"segment.changed.v1"),
+        ("ce_source", b"segmenter"),
+        ("ce_subject", "é1".encode()),
+        ("ce_time", b"2024-01-01T00:00:00Z"),
+        ("content-type", b"application/json"),
+    ]
+
+
+def test_a_snapshot_has_the_labels_after_the_last_change(publisher: KafkaPublisher) -> None:
+    """One for each customer and entry, keyed alike, for a compacted topic."""
+    made = entry(
+        purchase("a", "1", at(0)), purchase("a", "2", at(1)), purchase("a", "3", at(2)), signup("b", "4", at(3))
+    )
+    found = on("out.snapshots", messages(publisher, made))
+    assert [message["key"] for message in found] == [b"a", b"b"]
+    assert [message["headers"] for message in found] == [[("content-type", b"application/json")]] * 2
+    assert orjson.loads(found[0]["value"]) == {
+        "customer_id": "a",
+        "sequence": 2,
+        "segments": {"lifecycle": "regular"},
+        "as_of": "2024-01-03T00:00:00Z",
+        "policy_version": 1,
+    }
+
+
+def test_an_erasure_is_a_tombstone(publisher: KafkaPublisher) -> None:
+    """The compacted topic forgets an erased customer; one who comes back has labels again."""
+    made = messages(publisher, entry(purchase("a", "1", at(0)), erasure("a", "2", at(1)), purchase("b", "3", at(1))))
+    (gone, stays) = on("out.snapshots", made)
+    assert (gone["key"], gone["value"]) == (b"a", None)
+    assert stays["value"] is not None
+    assert [orjson.loads(message["value"])["to"] for message in on("out.changes", made)] == ["new", None, "new"]
+    made = messages(publisher, entry(purchase("a", "1", at(0)), erasure("a", "2", at(1)), purchase("a", "3", at(2))))
+    (back,) = on("out.snapshots", made)
+    assert orjson.loads(back["value"])["segments"] == {"lifecycle": "new"}
+
+
+def test_changes_come_before_the_snapshots_of_their_entry(publisher: KafkaPublisher) -> None:
+    """And entries one after the other."""
+    first, second = entry(purchase("a", "1", at(0))), entry(purchase("b", "2", at(1)))
+    made = messages(publisher, first, second)
+    assert [(message["topic"], message["key"]) for message in made] == [
+        ("out.changes", b"a"), ("out.snapshots", b"a"), ("out.changes", b"b"), ("out.snapshots", b"b"),
+    ]  # fmt: skip
+
+
+def test_what_was_stored_is_sent_as_it_was_stored(publisher: KafkaPublisher) -> None:
+    """An entry that an earlier owner left gives the same bytes."""
+    made = entry(purchase("a", "1", at(0)), signup("é", "2", at(1)), letters=[letter_of(Rec(b"x", b"y"))])
+    again = OutboxEntry.decode(made.id, made.encode())
+    assert messages(publisher, again) == messages(publisher, made)
+
+
+def test_a_dead_letter_has_everything_of_the_record(publisher: KafkaPublisher) -> None:
+    """Code, reason, place, bytes and headers; it has no key, because the record's may be anything."""
+    letter = letter_of(Rec(b"\xff", b"k", 7, 1_700_000_000_000, (("h", b"v"),)))
+    (message,) = messages(publisher, OutboxEntry("1-t", (), [letter]))
+    assert message["topic"] == "out.dead"
+    assert message.get("key") is None
+    assert message["headers"] == [("content-type", b"application/json")]
+    assert orjson.loads(message["value"]) == {
+        "code": "some_code", "reason": "a reason", "topic": "shop.purchases", "partition": 3, "offset": 7,
+        "timestamp": 1_700_000_000_000, "key": "aw==", "value": "/w==", "headers": [["h", "dg=="]],
+        "encoding": "base64",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Rec(b"x" * 999_000, b"k", 5),
+        Rec(b"x", b"k" * 999_000, 5),
+        Rec(b"x", b"k", 5, headers=(("h", b"v" * 999_000),)),
+        Rec(b"\xff" * 800_000, b"k", 5),
+        Rec(b'"' * 600_000, b"k", 5),
+    ],
+    ids=["value", "key", "header", "base64", "escaped"],
+)
+def test_a_letter_that_is_too_large_goes_without_the_record(publisher: KafkaPublisher, made: Rec) -> None:
+    """The broker would refuse it for ever; the place where the record can be read is kept."""
+    (message,) = messages(publisher, OutboxEntry("1-t", (), [letter_of(made)]))
+    assert len(message["value"]) < 1000
+    sent = orjson.loads(message["value"])
+    assert (sent["key"], sent["value"], sent["headers"]) == (None, None, [])
+    assert (sent["topic"], sent["partition"], sent["offset"], sent["code"]) == ("shop.purchases", 3, 5, "some_code")
+    assert sent["reason"] == "a reason (the value is too large to copy; read it at its topic and offset)"
+
+
+def test_a_letter_that_just_fits_is_whole(publisher: KafkaPublisher) -> None:
+    """Only what is over 900 kB is cut."""
+    (message,) = messages(publisher, OutboxEntry("1-t", (), [letter_of(Rec(b"x" * 890_000, b"k"))]))
+    assert orjson.loads(message["value"])["value"] == "x" * 890_000
+
+
+def test_every_letter_fits_a_message(publisher: KafkaPublisher) -> None:
+    """Whatever a producer sent, the broker takes its dead letter: else the record would block the shard for ever."""
+    event = purchase("a", "1", at(0), attributes={"k" * 1_040_000: []})
+    assert len(record(event).value or b"") < 1_048_576
+    _, refusals = read("purchases", [record(event)], Reader(make_policy(), 0, 1, FOREVER))
+    letters = [dead_letter(refusal, "purchases", 0) for refusal in refusals]
+    (message,) = messages(publisher, OutboxEntry("1-t", (), letters))
+    assert len(message["value"]) < LARGEST_MESSAGE
+
+
+def test_no_entries_are_published_at_once(publisher: KafkaPublisher) -> None:
+    """Nothing to send needs no acknowledgement."""
+    assert messages(publisher) == []
+    assert messages(publisher, OutboxEntry("1-t", (), ())) == []
+
+
+# Delivery
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_publish_returns_when_every_message_is_acknowledged(publisher: KafkaPublisher) -> None:
+    """Not before."""
+    producer = producer_of(publisher)
+
+    async def scenario() -> None:
+        producer.holding.set()
+        task = asyncio.create_task(publisher.publish([entry(purchase("a", "1", at(0)))]))
+        await eventually(lambda: len(producer.messages) == 2)
+        await settle()
+        assert not task.done()
+        producer.holding.clear()
+        await task
+
+    run(scenario)
+
+
+def test_a_full_queue_is_waited_for(publisher: KafkaPublisher) -> None:
+    """librdkafka's queue may be full for a while; nothing is lost or sent twice."""
+    producer_of(publisher).full = 5
+    made = messages(publisher, entry(purchase("a", "1", at(0)), purchase("b", "2", at(0))))
+    assert [message["key"] for message in made] == [b"a", b"b", b"a", b"b"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_message_that_is_refused_for_good_is_told(publisher: KafkaPublisher, number: int) -> None:
+    """Whether the broker reports it or the client refuses at once: PublishRefused says why."""
+    producer = producer_of(publisher)
+    producer.errors = {number: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)}
+    entries = [entry(purchase("a", "1", at(0))), entry(purchase("b", "2", at(0)))]
+    with pytest.raises(PublishRefused, match=r"Kafka refused a message for good: .*; it stays in the outbox"):
+        messages(publisher, *entries)
+    producer.errors = {}
+    producer.raises = {number: KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))}
+    with pytest.raises(PublishRefused, match=r"(?i)size too large|MSG_SIZE_TOO_LARGE"):
+        messages(publisher, *entries)
+    producer.raises = {}
+    assert len(messages(publisher, *entries)) == 4
+
+
+def test_many_entries_at_once(publisher: KafkaPublisher) -> None:
+    """Several shards publish side by side; each gets its own acknowledgement."""
+    producer = producer_of(publisher)
+
+    async def scenario() -> None:
+        entries = [entry(purchase(f"c{i}", f"{i}", at(i))) for i in range(20)]
+        producer.errors = {7: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)}
+        results = await asyncio.gather(*(publisher.publish([each]) for each in entries), return_exceptions=True)
+        assert sum(isinstance(result, PublishRefused) for result in results) == 1
+        assert sum(result is None for result in results) == 19
+
+    run(scenario)
+
+
+def test_an_acknowledgement_after_the_loop_has_ended_is_harmless(publisher: KafkaPublisher) -> None:
+    """At shutdown nobody waits any more."""
+    producer = producer_of(publisher)
+    producer.holding.set()
+
+    async def scenario() -> None:
+        task = asyncio.create_task(publisher.publish([entry(purchase("a", "1", at(0)))]))
+        await eventually(lambda: len(producer.messages) == 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario)
+    producer.holding.clear()
+    producer.poll(0)
+    assert publisher._poller.is_alive()
+    assert messages(publisher, entry(purchase("b", "2", at(0))))
+
+
+def test_close_ends_the_poller_and_gives_up_the_queue(publisher: KafkaPublisher) -> None:
+    """What is not acknowledged stays in the outbox, not in the process."""
+    publisher.close()
+    assert producer_of(publisher).purged
+    assert not publisher._poller.is_alive()
+
+
+def test_the_producer_neither_loses_nor_doubles_nor_reorders(publisher: KafkaPublisher) -> None:
+    """Idempotent, without an end to its retries, and with Kafka's own partitioner."""
+    config = producer_of(publisher).config
+    assert config["bootstrap.servers"] == "kafka:9092"
+    assert config["enable.idempotence"] is True
+    assert config["message.timeout.ms"] == 0
+    assert config["partitioner"] == "murmur2_random"
