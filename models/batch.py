@@ -145,7 +145,8 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
     return EventBatch(
         rank=np.full(len(events), ROLES.index(role), dtype=np.int8),
         offset=np.array([record.offset for record in records], dtype=np.int64),
-        recorded_at=np.array([record.timestamp for record in records], dtype=np.int64) * 1000,
+        # Clipped so that a timestamp beyond all reason stays beyond it, instead of wrapping around.
+        recorded_at=np.array([record.timestamp for record in records], dtype=np.int64).clip(-(2**52), 2**52) * 1000,
         occurred_at=parse_column([event["occurred_at"] for event in events]),
         kind=kinds,
         amount=amount,
@@ -192,7 +193,8 @@ def _refused(error: ValidationError) -> Refused:
     """The first thing pydantic found wrong, as a code and a sentence."""
     first = error.errors(include_url=False)[0]
     # The location starts with the union's tag; what follows is the path inside the event.
-    path = ".".join(str(p) for p in first["loc"] if p not in ("purchase", "refund", "tick"))[:200]
+    parts = first["loc"][1:] if first["loc"][:1] in (("purchase",), ("refund",), ("tick",)) else first["loc"]
+    path = ".".join(str(part) for part in parts)[:200]
     if first["type"] in ("json_invalid", "dict_type", "model_attributes_type") and not path:
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
     if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
@@ -207,14 +209,21 @@ def _refused(error: ValidationError) -> Refused:
     return Refused("invalid_field", f"{path or 'kind'}: {message}")
 
 
-def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
-    """One record as a batch of one. Raises Refused."""
+def _validated(role: Role, record: Record) -> dict[str, Any]:
+    """One record's value as a validated event. Raises Refused."""
     if record.value is None:
         raise Refused("empty_value", "the value is empty (a tombstone); send an erasure to forget a customer")
     try:
-        batch = _columns(role, [VALUES[role].validate_json(record.value)], [record], reader.policy)
+        event: dict[str, Any] = VALUES[role].validate_json(record.value)
     except ValidationError as error:
         raise _refused(error) from None
+    return event
+
+
+def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
+    """One record as a batch of one. Raises Refused."""
+    try:
+        batch = _columns(role, [_validated(role, record)], [record], reader.policy)
     except InstantError:
         raise Refused("invalid_field", "occurred_at: is no real date and time") from None
     for refused in _misplaced(batch, reader).values():
@@ -241,6 +250,28 @@ def read(role: Role, records: Sequence[Record], reader: Reader) -> tuple[EventBa
 
 
 def _read_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
+    """What is wrong is found record by record; what passes validation is still converted as a whole if it can be."""
+    good: list[Record] = []
+    events: list[dict[str, Any]] = []
+    refused: list[tuple[int, Refusal]] = []
+    for i, record in enumerate(records):
+        try:
+            events.append(_validated(role, record))
+            good.append(record)
+        except Refused as error:
+            refused.append((i, Refusal(role, record, error.code, error.reason)))
+    try:
+        batch = _columns(role, events, good, reader.policy)
+    except (Refused, InstantError):
+        return _convert_one_by_one(role, records, reader)
+    wrong = _misplaced(batch, reader)
+    place = {id(record): i for i, record in enumerate(records)}
+    refused += [(place[id(good[i])], Refusal(role, good[i], each.code, each.reason)) for i, each in wrong.items()]
+    kept = np.array([i for i in range(len(batch)) if i not in wrong], dtype=np.int64)
+    return batch.take(kept), [refusal for _, refusal in sorted(refused, key=lambda pair: pair[0])]
+
+
+def _convert_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
     batches = [_columns(role, [], [], reader.policy)]
     refusals = []
     for record in records:

@@ -51,7 +51,8 @@ Amount = Annotated[
     ),
 ]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
-Attributes = dict[str, str | int | float | bool | None]
+_ShortText = Annotated[str, Field(max_length=256)]
+Attributes = dict[_ShortText, _ShortText | int | float | bool | None]
 
 
 class Purchase(TypedDict):

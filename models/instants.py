@@ -22,6 +22,8 @@ NEVER: Final = -(2**62)
 FOREVER: Final = 2**62
 
 RFC3339: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+_YEAR_0: Final = -62_167_219_200 * SECOND
+_YEAR_10000: Final = 253_402_300_800 * SECOND
 _SHAPE = re.compile(RFC3339.strip("^$"))
 
 
@@ -48,6 +50,8 @@ def parse_column(texts: Sequence[str]) -> Instants:
         raise InstantError(str(error)) from None
     if not all(t[-1] == "Z" for t in texts):
         instants -= np.array([0 if t[-1] == "Z" else _offset(t[-6:]) for t in texts], dtype=np.int64)
+        if len(instants) and not _YEAR_0 <= int(instants.min()) <= int(instants.max()) < _YEAR_10000:
+            raise InstantError("an instant outside the years 0000 to 9999 of UTC")
     return instants
 
 

@@ -16,6 +16,10 @@ from models.instants import SECOND
 from models.money import Converter
 
 _UNITS: Final = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND, "w": 604_800 * SECOND}
+#: Fields of events that are no attributes of a customer.
+_NO_ATTRIBUTES: Final = frozenset(
+    ("kind", "event_id", "customer_id", "order_id", "occurred_at", "amount", "currency", "attributes")
+)
 _LONGEST: Final = 36_500 * 86_400 * SECOND
 
 
@@ -59,6 +63,12 @@ class MoneyPolicy(_Section):
                 raise ValueError(f"{code} must be more than 0")
         return exact
 
+    @model_validator(mode="after")
+    def _base_is_one(self) -> MoneyPolicy:
+        if self.base in self.rates:
+            raise ValueError(f"rates must not name the base {self.base}, which is worth 1")
+        return self
+
 
 class EventsPolicy(_Section):
     """How events are read."""
@@ -86,6 +96,8 @@ class AttributesPolicy(_Section):
     def _once(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(keep)) != len(keep):
             raise ValueError("must name each attribute once")
+        if reserved := sorted(set(keep) & _NO_ATTRIBUTES):
+            raise ValueError(f"cannot keep {', '.join(reserved)}: every event has its own")
         return keep
 
 

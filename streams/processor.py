@@ -127,8 +127,9 @@ class BatchProcessor:
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
-        rows = self.table.due(instant)
-        return int(instant - self.table.deadline[rows].min()) if len(rows) else 0
+        table = self.table  # a load in another thread may replace it
+        rows = table.due(instant)
+        return int(instant - table.deadline[rows].min()) if len(rows) else 0
 
     def commit(self, step: Step) -> None:
         """Store a step. Raises StaleOwner, LostBatch or StoreUnavailable; then the table must be loaded again."""

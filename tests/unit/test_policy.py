@@ -175,3 +175,15 @@ def test_a_policy_is_read_strictly() -> None:
     """No value is turned into another type to make it fit."""
     with pytest.raises(ValidationError):
         Policy.model_validate({"version": "1", "dimensions": {"lifecycle": {}}})
+
+
+def test_fields_of_events_are_no_attributes() -> None:
+    """What every event has as a field of its own cannot be kept as an attribute."""
+    with pytest.raises(PolicyError, match="attributes.keep: cannot keep amount, attributes"):
+        parse_policy('[attributes]\nkeep = ["attributes", "amount"]\n[dimensions.lifecycle]\n')
+
+
+def test_the_base_currency_has_no_rate() -> None:
+    """A rate for the base itself would be ignored, so it is refused."""
+    with pytest.raises(PolicyError, match="worth 1"):
+        parse_policy('[money]\nbase = "USD"\n[money.rates]\nUSD = "2"\n[dimensions.lifecycle]\n')

@@ -628,7 +628,6 @@ def test_lapse_lag_tells_how_late_the_oldest_lapse_is() -> None:
     assert lags == [at(100) - at(90), at(100) - at(91), at(100) - at(92), 0]
 
 
-@pytest.mark.xfail(strict=True, reason="lapse_lag reads self.table twice, and a load in another thread replaces it")
 def test_lapse_lag_may_be_asked_while_the_shard_is_loaded() -> None:
     """A worker's watch asks it in the event loop while a thread loads the shard again."""
     feeder = due_feeder(3)
