@@ -173,7 +173,6 @@ class Feeder:
 
     def customers(self) -> dict[str, dict[str, Any]]:
         """All stored customers, as people read them."""
-        header = self.store.header(0)
         return {customer["customer_id"]: customer for customer in customers_of(self.store, 0)}
 
     def customer(self, customer: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_a_policy_is_read_strictly() -> None:
 
 def test_fields_of_events_are_no_attributes() -> None:
     """What every event has as a field of its own cannot be kept as an attribute."""
-    with pytest.raises(PolicyError, match="attributes.keep: cannot keep amount, attributes"):
+    with pytest.raises(PolicyError, match=r"attributes\.keep: cannot keep amount, attributes"):
         parse_policy('[attributes]\nkeep = ["attributes", "amount"]\n[dimensions.lifecycle]\n')
 
 
