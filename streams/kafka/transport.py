@@ -272,7 +272,10 @@ class BatchConsumer(driver.Consumer):
             self.app.fail(ServiceUnavailable(f"Kafka did not say where the assigned partitions begin and end: {error}"))
             return
         self._kafka_commit.update({tp: (log.committed or 0, log.told_until) for tp, log in ranges.items()})
-        await self.seek_to(offsets)
+        try:
+            await self.seek_to(offsets)
+        except StaleOwner as error:
+            self.log.info("%s", error)
 
     async def seek_to(self, offsets: Mapping[TP, int]) -> None:
         """Position partitions; what was fetched before belongs to an earlier epoch.

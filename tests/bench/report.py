@@ -160,7 +160,9 @@ SET of the customer's state as JSON for each event, the same totals and lifecycl
 changes. It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
 
 In each repeat the worker runs before and after the naive agent, so that a machine which gets busier or idler meanwhile
-does not favour one of them; the worker's rate in a repeat is that of both its runs together.
+does not favour one of them; the worker's rate in a repeat is that of both its runs together. Other load still tends to
+slow the naive agent more, which waits for two other processes with each event, so the lowest ratios are the ones to
+count on.
 
 Each run gets a fresh embedded broker (librdkafka's mock cluster, 4 partitions) and a fresh redis-server without
 persistence. The process starts on a few events that warm it up. Once those are done it is halted (SIGSTOP), all events

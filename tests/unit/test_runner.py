@@ -926,7 +926,7 @@ def test_kafka_does_not_answer_while_the_shard_is_loaded_again(way: dict[str, in
         worker.consumer.errors.extend([KafkaConnectionError("away"), KafkaConnectionError("away")])
         await worker.catch_up()
         assert not worker.consumer.errors
-        await worker.shards.stop(0)
+        await worker.shards.stop(1)
 
     asyncio.run(work())
     check(store, publisher, expected)
@@ -965,6 +965,9 @@ def test_any_crashes(
         without_pauses(patch)
         threadless(patch)
         work_through(kafka, store, publisher, kills, fetch=fetch, batch_size=batch_size)
+        # What could not be removed from the outbox waits for the next start.
+        store.faults.clear()
+        publisher.faults.clear()
         work_through(kafka, store, publisher, [], fetch=fetch, batch_size=batch_size)
         changes, letters, left = undisturbed(fetch, batch_size)
     assert by_customer(publisher.once()) == by_customer(changes)
@@ -972,11 +975,11 @@ def test_any_crashes(
     assert what_is_left(store) == left
 
 
-@pytest.mark.parametrize("restored_after", [1, 3, 6])
+@pytest.mark.parametrize("restored_after", [1, 2, 4])
 def test_a_store_that_went_back(way: dict[str, int], expected: Published, restored_after: int) -> None:
     """A backup is restored while the worker runs: it reads again from there, and publishes no change anew.
 
-    What it decides again carries backfill: true, the rest does not.
+    What it decides again is the same change but for ``backfill``, which is then true.
     """
     kafka, store, publisher = history(), FaultyStore(), FakePublisher()
 
@@ -989,7 +992,8 @@ def test_a_store_that_went_back(way: dict[str, int], expected: Published, restor
         await worker.shards.stop(1)
 
     asyncio.run(work())
-    changes, letters, left = expected
-    assert publisher.once() == changes
-    assert publisher.letters_once() == letters
-    assert what_is_left(store) == left
+    check(store, publisher, expected)
+    first = {change["change_id"]: change for change in expected[0]}
+    for change in publisher.changes:
+        assert change in (first[change["change_id"]], {**first[change["change_id"]], "backfill": True})
+    assert len(publisher.changes) > len(first)
