@@ -71,8 +71,11 @@ def format_column(instants: Instants) -> list[str]:
         return []
     moments = instants.astype("datetime64[us]")
     texts: list[str] = np.datetime_as_string(moments, unit="s", timezone="UTC").tolist()
-    for i in np.flatnonzero(instants % SECOND):
-        texts[i] = str(np.datetime_as_string(moments[i], unit="us", timezone="UTC"))
+    fractions = np.flatnonzero(instants % SECOND)
+    if len(fractions):
+        fine = np.datetime_as_string(moments[fractions], unit="us", timezone="UTC").tolist()
+        for i, text in zip(fractions.tolist(), fine, strict=True):
+            texts[i] = text
     return texts
 
 

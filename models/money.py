@@ -48,7 +48,8 @@ class Converter:
     def __init__(self, base: str, rates: Mapping[str, Decimal]) -> None:
         self.base = base
         self._rates = dict(rates) | {base: Decimal(1)}
-        self._scale = 10 ** exponent(base)
+        self._decimals = exponent(base)
+        self._scale = 10**self._decimals
 
     def column(self, amounts: Sequence[str], currencies: Sequence[str]) -> NDArray[np.int64]:
         """Minor units of the base currency. Raises Refused if any row cannot be converted."""
@@ -80,8 +81,7 @@ class Converter:
 
     def text(self, minor: int) -> str:
         """Minor units as a decimal text with the currency's decimals: 1230 → ``12.30``."""
-        decimals = exponent(self.base)
-        if not decimals:
+        if not self._decimals:
             return str(minor)
         whole, rest = divmod(abs(minor), self._scale)
-        return f"{'-' if minor < 0 else ''}{whole}.{rest:0{decimals}d}"
+        return f"{'-' if minor < 0 else ''}{whole}.{rest:0{self._decimals}d}"

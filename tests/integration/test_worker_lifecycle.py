@@ -110,7 +110,9 @@ FAULTS = {
 }
 
 
-def _faulty_settings(folder: Path, good: EmbeddedStack, silent: EmbeddedRedis, locked: EmbeddedRedis, taken: int):
+def _faulty_settings(
+    folder: Path, good: EmbeddedStack, silent: EmbeddedRedis, locked: EmbeddedRedis, taken: int
+) -> dict[str, dict[str, str]]:
     (nobody,) = free_ports(1)
     (folder / "broken.toml").write_text("this is = = not TOML")
     (folder / "misspelt.toml").write_text('version = 1\n[dimensions.lifecycle]\nlapse_aftr = "90d"\n')

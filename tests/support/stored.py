@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import redis
 
@@ -19,9 +20,7 @@ class Stored:
         self._partitions = partitions
 
     def _hash(self, shard: int, part: str) -> dict[bytes, bytes]:
-        found = self.client.hgetall(f"{{{self._namespace}:{shard}}}:{part}")
-        assert isinstance(found, dict)
-        return found
+        return cast("dict[bytes, bytes]", self.client.hgetall(f"{{{self._namespace}:{shard}}}:{part}"))
 
     def offsets(self, shard: int) -> dict[str, int]:
         """The next offset to read of each role's topic."""
