@@ -21,6 +21,9 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IllegalStateError,
+    InconsistentGroupProtocolError,
+    InvalidGroupIdError,
+    InvalidSessionTimeoutError,
     KafkaError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -33,10 +36,18 @@ from faust.types import TP, ConsumerMessage
 from models.batch import Record
 from models.errors import SegmenterError
 from models.instants import NEVER
-from streams.errors import OffsetGap, ServiceUnavailable, StaleOwner
+from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 200
+#: What joining the group again does not mend.
+_LASTING: Final = (
+    GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
+    InvalidGroupIdError,
+    InvalidSessionTimeoutError,
+    TopicAuthorizationFailedError,
+)
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 
 
@@ -196,7 +207,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         try:
             coordinator.check_errors()
         except KafkaError as error:
-            if gone_for_good or isinstance(error, GroupAuthorizationFailedError | TopicAuthorizationFailedError):
+            if gone_for_good or isinstance(error, _LASTING):
                 raise
             self.log.warning("the consumer group had an error and joins again: %s", error)
 
@@ -298,6 +309,11 @@ class BatchConsumer(driver.Consumer):
         """Let the group's coordination go on after an error. Raises ServiceUnavailable if it cannot."""
         try:
             await self._thread.check()
+        except InvalidSessionTimeoutError:
+            raise ConfigurationError(
+                "Kafka refuses SEGMENTER_SESSION_TIMEOUT; it must lie between group.min.session.timeout.ms and "
+                "group.max.session.timeout.ms of the broker"
+            ) from None
         except KafkaError as error:
             raise ServiceUnavailable(f"Kafka does not let this worker into its group: {error}") from None
 

@@ -28,7 +28,7 @@ from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Rec, make_policy, record
 
 #: Far more than anything here takes: only a test that hangs gets there.
-PATIENCE = 3.0
+PATIENCE = 20.0
 
 
 def quick(**given: Any) -> Settings:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from models.errors import StateError
 from models.events import Role
 from models.instants import SECOND
-from streams.commit import Range, ShardCommit
+from streams.commit import OutboxEntry, Range, ShardCommit
 from streams.errors import PublishRefused
 from streams.outbox import Outbox
 from tests.unit.build import Rec, at, purchase, record
@@ -412,3 +413,16 @@ def test_offsets_are_told_by_topic() -> None:
         assert bench.outbox.published == {"signups": 4, "purchases": 0, "erasures": 7}
 
     run(scenario)
+
+
+def test_an_entry_of_a_newer_version_is_told() -> None:
+    """Nobody may publish what they cannot read, nor lose it."""
+    with pytest.raises(StateError, match="outbox entry 7-t was stored in format 2; run a newer version"):
+        OutboxEntry.decode("7-t", b'{"format":2,"changes":[],"dead_letters":[]}')
+
+
+@pytest.mark.parametrize("stored", [b"", b"{", b"[]", b"null", b"{}", b'{"format":1,"changes":[]}', b"\xff"])
+def test_an_entry_that_is_damaged_is_told(stored: bytes) -> None:
+    """By its id, with what can be done."""
+    with pytest.raises(StateError, match="outbox entry 7-t is damaged; restore the store from a backup"):
+        OutboxEntry.decode("7-t", stored)

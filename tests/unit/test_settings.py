@@ -1,5 +1,6 @@
 """Settings: from the environment, checked, every error names its variable, and secrets never print."""
 
+import os
 import pickle
 import re
 import traceback
@@ -19,8 +20,6 @@ REDIS = f"redis://user:{SECRET}@redis.example:6380/3"
 
 @pytest.fixture(autouse=True)
 def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in os.environ:
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)

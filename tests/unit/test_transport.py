@@ -109,6 +109,7 @@ class Consumer(BatchConsumer):
     """The batching consumer without what Faust builds around it."""
 
     should_stop = False
+    log = SimpleNamespace(info=lambda *_: None)
 
     def __init__(self) -> None:
         self.app = FakeApp()
@@ -275,6 +276,14 @@ def test_a_partition_that_left_cannot_be_positioned(consumer: Consumer) -> None:
     consumer.thread.seek_error = IllegalStateError("No current assignment for partition")
     with pytest.raises(StaleOwner, match="waiting for the next assignment"):
         asyncio.run(consumer.seek_to({P0: 1}))
+
+
+def test_a_rebalance_in_the_middle_of_a_positioning_is_no_failure(consumer: Consumer) -> None:
+    """The assignment that follows positions anew."""
+    consumer.thread.seek_error = IllegalStateError("No current assignment for partition")
+    asyncio.run(consumer.perform_seek())
+    assert consumer.app.failures == []
+    assert consumer.thread.sought == []
 
 
 def test_what_kafka_holds_is_asked_only_of_assigned_partitions(consumer: Consumer) -> None:
