@@ -1,7 +1,7 @@
 """Outbox: publishes committed entries in their order, removes them once acknowledged, and says how far that is.
 
-Entries left over from an earlier owner come first. Removing an entry may fail: it is then published again at the
-next start, and consumers drop the repeated ids.
+Entries left over from an earlier owner come first. Removing an entry may fail: it is tried again with the next; if
+there is none before the worker ends, it is published again at the next start, and consumers drop the repeated ids.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Outbox:
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
         self._pending = 0
+        self._unremoved: list[str] = []
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
         #: The shard's time of the last commit whose changes have all been acknowledged by the broker.
@@ -56,6 +57,7 @@ class Outbox:
         self.published = {}
         self.published_time = NEVER
         self._pending = 0
+        self._unremoved = []
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, NEVER, None))
         self._queue.put_nowait(_Item(None, header.offsets, NEVER if header.time is None else header.time, None))
@@ -108,7 +110,11 @@ class Outbox:
         metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._pending)
 
     async def _acknowledge(self, entry_ids: list[str]) -> None:
+        """Remove published entries; what cannot be removed now is removed with those of the next commit."""
+        self._unremoved += entry_ids
         try:
-            await asyncio.to_thread(self._store.acknowledge, self._shard, entry_ids)
+            await asyncio.to_thread(self._store.acknowledge, self._shard, self._unremoved)
         except StoreUnavailable as error:
-            log.warning("published changes stay in the outbox and will be sent again: %s", error)
+            log.warning("published changes stay in the outbox for now: %s", error)
+        else:
+            self._unremoved = []

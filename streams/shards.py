@@ -131,6 +131,8 @@ class Shards:
 
     async def _load(self, processor: BatchProcessor, logs: Mapping[Role, LogRange]) -> ShardHeader:
         shard = processor.shard.number
+        # Claimed at the start already; but Redis may have been emptied since.
+        await asyncio.to_thread(self._store.register, self._partitions, self._settings.group)
         stored = await asyncio.to_thread(self._store.header, shard)
         offsets: dict[Role, int] = {}
         history: dict[Role, int] = {}
