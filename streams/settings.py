@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     ] = 0.25
     merge_wait: Annotated[
         float, Field(ge=0, le=3600, description="seconds to wait for a topic that lags behind the others")
-    ] = 10.0
+    ] = 30.0
     session_timeout: Annotated[
         float, Field(ge=1, le=1800, description="seconds after which Kafka gives a silent worker's work away")
     ] = 20.0
@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     # Limits
     start_within: Annotated[
         float, Field(gt=0, le=600, description="seconds in which Kafka and Redis must answer at start")
-    ] = 10.0
+    ] = 8.0
     stop_within: Annotated[float, Field(gt=0, le=600, description="seconds from SIGTERM to the end of the process")] = (
         8.0
     )

@@ -12,6 +12,7 @@ truth and Faust's acknowledgements mean nothing here:
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -40,6 +41,8 @@ from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, St
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 200
+#: Seconds.
+_LEADER_WAITS: Final = 0.1
 #: What joining the group again does not mend.
 _LASTING: Final = (
     GroupAuthorizationFailedError,
@@ -101,18 +104,33 @@ class Owner(Protocol):
         ...
 
 
+class CopartitionedAssignor(RangePartitionAssignor):
+    """Gives a worker the same partitions of every topic.
+
+    The group's leader answers a moment late, when the others have asked for their share: librdkafka's mock cluster
+    refuses who asks after the leader has answered, which costs a whole session timeout.
+    """
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Any) -> Any:
+        """See RangePartitionAssignor."""
+        if len(members) > 1:
+            time.sleep(_LEADER_WAITS)
+        return super().assign(cluster, members)
+
+
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):
     """Runs the aiokafka consumer in a thread of its own, as Faust's does."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
-        self._assignor = RangePartitionAssignor
+        self._assignor = CopartitionedAssignor
         auth = driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context)
         return aiokafka.AIOKafkaConsumer(
             client_id=conf.broker_client_id,
             group_id=conf.id,
             bootstrap_servers=driver.server_list(transport.url, transport.default_port),
-            partition_assignment_strategy=[RangePartitionAssignor],
+            partition_assignment_strategy=[CopartitionedAssignor],
             enable_auto_commit=False,
             auto_offset_reset="none",
             # An aborted purchase is no purchase.
@@ -178,7 +196,13 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
             consumer.seek(TopicPartition(tp.topic, tp.partition), offset)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit to Kafka. A failure is not fatal: the commit only tells others how far we are."""
+        """Commit to Kafka. A failure is not fatal: the commit only tells others how far we are.
+
+        Not while the group is being joined: the commit would be refused as of an old generation, and aiokafka would
+        leave the group over it and join once more.
+        """
+        if self._ensure_consumer()._coordinator._performed_join_prepare:
+            return False
         try:
             await self._ensure_consumer().commit(
                 {TopicPartition(tp.topic, tp.partition): self._commit_of(tp, at) for tp, at in offsets.items()}

@@ -14,7 +14,12 @@ from streams.commit import OutboxEntry, Range, ShardCommit
 from streams.errors import PublishRefused
 from streams.outbox import Outbox
 from tests.unit.build import Rec, at, purchase, record
-from tests.unit.fakes import FakePublisher, FaultyStore, eventually, processor_on, settle
+from tests.unit.fakes import FakePublisher, FaultyStore, eventually, processor_on, settle, threadless
+
+
+@pytest.fixture(autouse=True)
+def _without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threadless(monkeypatch)
 
 
 class Bench:

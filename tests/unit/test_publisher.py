@@ -38,6 +38,8 @@ class FakeProducer:
         self.raises: dict[int, KafkaException] = {}
         self.errors: dict[int, KafkaError] = {}
         self.holding = threading.Event()
+        #: Whether each message is acknowledged before the next one is handed over.
+        self.eager = False
         self._undelivered: list[tuple[Callable[..., None], KafkaError | None]] = []
         self._lock = threading.Lock()
 
@@ -50,7 +52,10 @@ class FakeProducer:
             self.messages.append({"topic": topic, **message})
             if number in self.raises:
                 raise self.raises[number]
-            self._undelivered.append((on_delivery, self.errors.get(number)))
+            if not self.eager:
+                self._undelivered.append((on_delivery, self.errors.get(number)))
+        if self.eager:
+            on_delivery(self.errors.get(number), None)
 
     def poll(self, timeout: float) -> int:
         with self._lock:
@@ -276,6 +281,18 @@ def test_a_message_that_is_refused_for_good_is_told(publisher: KafkaPublisher, n
         messages(publisher, *entries)
     producer.raises = {}
     assert len(messages(publisher, *entries)) == 4
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_acknowledgements_that_come_early_are_no_end(publisher: KafkaPublisher, number: int) -> None:
+    """The broker may be faster than we are: what was acknowledged so far is not everything."""
+    producer = producer_of(publisher)
+    producer.eager = True
+    entries = [entry(purchase("a", "1", at(0))), entry(purchase("b", "2", at(0)))]
+    assert len(messages(publisher, *entries)) == 4
+    producer.errors = {number: KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)}
+    with pytest.raises(PublishRefused):
+        messages(publisher, *entries)
 
 
 def test_many_entries_at_once(publisher: KafkaPublisher) -> None:

@@ -173,6 +173,21 @@ def test_fetches_that_overlap_are_trimmed() -> None:
     run(scenario)
 
 
+def test_a_fetch_of_the_past_moves_nothing() -> None:
+    """What is expected next never goes back."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.now(None, "signups")
+        bench.fetch("purchases", 0, *(refund("a", f"{i}", at(i)) for i in range(3)))
+        bench.fetch("purchases", 0, refund("a", "0", at(0)))
+        assert bench.runner.next_offsets["purchases"] == 3
+        assert bench.runner.waiting("purchases") == 3
+        bench.now(at(9))
+        await bench.stored(purchases=3)
+
+    run(scenario)
+
+
 def test_a_trimmed_record_makes_no_second_dead_letter() -> None:
     """What was refused once is not refused again when it is redelivered."""
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     CommitFailedError,
     GroupAuthorizationFailedError,
     IllegalStateError,
+    InvalidSessionTimeoutError,
     KafkaConnectionError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
@@ -24,8 +24,15 @@ from yarl import URL
 
 from models.errors import StateError
 from models.instants import NEVER
-from streams.errors import OffsetGap, ServiceUnavailable, StaleOwner, StoreUnavailable
-from streams.kafka.transport import BatchConsumer, BatchConsumerThread, FetchedRecords, LogRange, Progress
+from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.kafka.transport import (
+    BatchConsumer,
+    BatchConsumerThread,
+    CopartitionedAssignor,
+    FetchedRecords,
+    LogRange,
+    Progress,
+)
 from tests.unit.build import Rec
 
 P0, P1, S0 = TP("purchases", 0), TP("purchases", 1), TP("signups", 0)
@@ -401,7 +408,8 @@ class AioKafka:
         self.positions: dict[TopicPartition, int] = {}
         self.error: Exception | None = None
         self.committed_offsets: dict[TopicPartition, Any] = {}
-        self._coordinator = self
+        self._coordinator: Any = self
+        self._performed_join_prepare = False
         subscription = SimpleNamespace(assignment=self)
         self._subscription = SimpleNamespace(subscription=subscription)
 
@@ -536,6 +544,15 @@ def test_a_commit_carries_the_time_of_its_deadlines(thread: Thread) -> None:
     }
 
 
+def test_nothing_is_committed_while_the_group_is_joined(thread: Thread) -> None:
+    """It would be refused as of an old generation; it is made again after the rebalance."""
+    thread._ensure_consumer()._performed_join_prepare = True
+    assert not asyncio.run(thread._commit({P0: 5}))
+    assert thread._ensure_consumer().committed_offsets == {}
+    thread._ensure_consumer()._performed_join_prepare = False
+    assert asyncio.run(thread._commit({P0: 5}))
+
+
 @pytest.mark.parametrize(
     "error", [CommitFailedError("rebalanced"), KafkaConnectionError("away"), RuntimeError("closed")]
 )
@@ -582,6 +599,17 @@ def test_a_worker_that_cannot_join_says_so(consumer: Consumer) -> None:
         asyncio.run(consumer.check())
 
 
+def test_a_session_timeout_that_kafka_refuses_names_its_setting(consumer: Consumer) -> None:
+    """It is for the operator to mend, and joining again does not."""
+    thread = Thread()
+    thread._ensure_consumer()._coordinator = Coordinator(InvalidSessionTimeoutError("too long"))
+    with pytest.raises(InvalidSessionTimeoutError):
+        asyncio.run(thread.check())
+    consumer.thread.error = InvalidSessionTimeoutError("too long")
+    with pytest.raises(ConfigurationError, match="SEGMENTER_SESSION_TIMEOUT"):
+        asyncio.run(consumer.check())
+
+
 def test_the_consumer_is_made_to_lose_nothing() -> None:
     """No automatic reset, no automatic commit, committed transactions only, and partitions by range."""
     conf = SimpleNamespace(
@@ -595,13 +623,16 @@ def test_the_consumer_is_made_to_lose_nothing() -> None:
 
     async def whole() -> None:
         made = thread._create_worker_consumer(transport)
-        assert made._auto_offset_reset == "none"
-        assert made._enable_auto_commit is False
-        assert made._isolation_level == "read_committed"
-        assert made._partition_assignment_strategy == [RangePartitionAssignor]
-        assert made._fetch_max_wait_ms == 200
-        assert made._session_timeout_ms == 20_000
-        assert made._heartbeat_interval_ms == 3_000
-        await made.stop()
+        try:
+            assert made._auto_offset_reset == "none"
+            assert made._enable_auto_commit is False
+            assert made._isolation_level == "read_committed"
+            (assignor,) = made._partition_assignment_strategy
+            assert issubclass(assignor, CopartitionedAssignor)
+            assert made._fetch_max_wait_ms == 200
+            assert made._session_timeout_ms == 20_000
+            assert made._heartbeat_interval_ms == 3_000
+        finally:
+            await made.stop()
 
     asyncio.run(whole())
