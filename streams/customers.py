@@ -8,6 +8,7 @@ from typing import Any
 from models.instants import FOREVER, NEVER, format_instant
 from models.money import Converter
 from models.rows import Unpacked, unpack
+from streams.commit import Count
 from streams.ports import StateStore
 
 
@@ -59,3 +60,15 @@ def customer_of(store: StateStore, shard: int, customer: str) -> dict[str, Any] 
     header = store.header(shard)
     (group,) = unpack([(customer, row)], header.layouts)
     return next(described(group, header.values))
+
+
+def segment_sizes(store: StateStore, partitions: int) -> tuple[dict[str, Count], str]:
+    """Every segment's size over all shards, by ``dimension:label``, and the currency of its revenue ("" if unknown)."""
+    sizes: dict[str, Count] = {}
+    currency = ""
+    for shard in range(partitions):
+        currency = next((layout.currency for layout in store.header(shard).layouts.values()), currency)
+        for name, (customers, revenue) in store.segments(shard).items():
+            known = sizes.get(name, Count(0, 0))
+            sizes[name] = Count(known.customers + customers, known.revenue + revenue)
+    return dict(sorted(sizes.items())), currency

@@ -3,6 +3,7 @@
 SegmenterError
 ├── Recoverable            the shard's table is dropped and loaded again
 │   ├── StoreUnavailable   Redis did not answer, or refused a write
+│   ├── KafkaUnavailable   Kafka did not answer about a partition
 │   ├── StaleOwner         another worker owns the shard now
 │   └── LostBatch          the batch does not begin where the stored offset ends
 └── Stop                   the worker ends with this sentence and a non-zero exit code
@@ -10,8 +11,7 @@ SegmenterError
     ├── ServiceUnavailable Kafka or Redis cannot be reached at start
     ├── FleetMismatch      the namespace belongs to another fleet or partition count
     ├── OffsetGap          Kafka no longer holds what must be read again
-    ├── PublishRefused     Kafka will never accept an outgoing message
-    └── Stalled            no progress for longer than allowed
+    └── PublishRefused     Kafka will never accept an outgoing message
 """
 
 from __future__ import annotations
@@ -61,7 +61,3 @@ class OffsetGap(Stop):
 
 class PublishRefused(Stop):
     """Kafka refused an outgoing message for good; the outbox still holds it."""
-
-
-class Stalled(Stop):
-    """No progress was made for longer than SEGMENTER_STALL_AFTER."""

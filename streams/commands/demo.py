@@ -24,6 +24,7 @@ from models.money import Converter
 from streams.commands.produce import produce_events
 from streams.commands.show import table
 from streams.commands.subscribe import read_topic, sentence, without_repeats
+from streams.customers import segment_sizes
 from streams.embedded.server import LOOPBACK, OwnedProcess, free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.errors import ServiceUnavailable
@@ -188,19 +189,12 @@ def _replayed(events: list[dict[str, Any]]) -> tuple[list[SegmentChanged], float
 
 
 def _report(changes: list[dict[str, Any]], store: RedisStore, events: list[dict[str, Any]], elapsed: float) -> None:
-    sizes: Counter[str] = Counter()
-    revenue: Counter[str] = Counter()
-    currency = "USD"
-    for shard in range(store.partitions() or 0):
-        currency = next((layout.currency for layout in store.header(shard).layouts.values()), currency)
-        for name, count in store.segments(shard).items():
-            sizes[name] += count.customers
-            revenue[name] += count.revenue
-    money = Converter(currency, {})
+    sizes, currency = segment_sizes(store, store.partitions() or 0)
+    money = Converter(currency or "USD", {})
     table(
         "segments now",
         ["segment", "customers", f"revenue ({currency})"],
-        [(name, sizes[name], money.text(revenue[name])) for name in sorted(sizes)],
+        [(name, size.customers, money.text(size.revenue)) for name, size in sizes.items()],
         numbers=["customers", f"revenue ({currency})"],
     )
     moves = Counter(f"{change['from'] or '–'} → {change['to'] or '–'} by {change['cause']}" for change in changes)

@@ -15,7 +15,7 @@ from models.partitioner import partition_of
 from streams.commands.options import settings_from, settings_options
 from streams.commands.show import output, table, write_lines
 from streams.commit import ShardHeader
-from streams.customers import customer_of, customers_of
+from streams.customers import customer_of, customers_of, segment_sizes
 from streams.errors import ConfigurationError
 from streams.settings import Settings
 from streams.store.redis import RedisStore
@@ -53,18 +53,9 @@ def customer(customer_id: str, **given: Any) -> None:
 def segments(as_json: bool, **given: Any) -> None:
     """Show every segment's customers and revenue."""
     store, partitions = _open(settings_from(given))
-    sizes: dict[str, tuple[int, int]] = {}
-    currency = ""
-    for shard in range(partitions):
-        header = store.header(shard)
-        currency = next((layout.currency for layout in header.layouts.values()), currency)
-        for name, count in store.segments(shard).items():
-            customers, revenue = sizes.get(name, (0, 0))
-            sizes[name] = (customers + count.customers, revenue + count.revenue)
+    sizes, currency = segment_sizes(store, partitions)
     money = Converter(currency or "USD", {})
-    rows = [
-        (*name.split(":", 1), customers, money.text(revenue)) for name, (customers, revenue) in sorted(sizes.items())
-    ]
+    rows = [(*name.split(":", 1), size.customers, money.text(size.revenue)) for name, size in sizes.items()]
     if as_json:
         for dimension, label, size, amount in rows:
             value = {
@@ -90,7 +81,6 @@ def export(form: str, out: str, **given: Any) -> None:
     The CSV form has a column for each attribute and each dimension.
     """
     store, partitions = _open(settings_from(given))
-    headers = [store.header(shard) for shard in range(partitions)]
 
     def customers() -> Iterator[dict[str, Any]]:
         for shard in range(partitions):
@@ -99,7 +89,7 @@ def export(form: str, out: str, **given: Any) -> None:
     if form == "ndjson":
         write_lines(out, customers())
     else:
-        _write_csv(out, headers, customers())
+        _write_csv(out, [store.header(shard) for shard in range(partitions)], customers())
 
 
 def _write_csv(out: str, headers: list[ShardHeader], customers: Iterator[dict[str, Any]]) -> None:

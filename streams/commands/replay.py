@@ -65,11 +65,11 @@ def replay(
         [(name, size, money.text(revenue)) for name, (size, revenue) in sorted(result.segments.items())],
         numbers=["customers", f"revenue ({money.base})"],
     )
-    moves: dict[tuple[str, str, str], int] = {}
+    moves: dict[tuple[str, str], int] = {}
     for change in result.changes:
-        move = (f"{change['dimension']}: {change['from'] or '–'} → {change['to'] or '–'}", change["cause"], "")
+        move = (f"{change['dimension']}: {change['from'] or '–'} → {change['to'] or '–'}", change["cause"])
         moves[move] = moves.get(move, 0) + 1
-    rows = [(move, cause, count) for (move, cause, _), count in sorted(moves.items())]
+    rows = [(move, cause, count) for (move, cause), count in sorted(moves.items())]
     table("moves", ["move", "cause", "changes"], rows, numbers=["changes"])
     if result.dead_letters:
         codes: dict[str, int] = {}
