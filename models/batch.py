@@ -6,6 +6,7 @@ by record, to find what must be refused and why; both paths give the same rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,13 +16,17 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from models.engines import EVENT_TEXTS
 from models.errors import InstantError, Refused
-from models.events import DEFAULT_KIND, ROLES, VALUES, Attributes, Kind, Role
+from models.events import DEFAULT_KIND, KINDS_OF_ROLE, ROLES, VALUES, Attributes, Kind, Role
 from models.instants import Instants, format_instant, parse_column
 from models.partitioner import partitions_of
 from models.policy import Policy
 
 _KINDS: Final = {kind.name.lower(): kind.value for kind in Kind}
+#: A number beyond it is no income and no year, and sums of its kind would not be exact.
+_LARGEST_NUMBER: Final = 10**15
+_DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Record(Protocol):
@@ -66,8 +71,9 @@ class Reader:
 class EventBatch:
     """Validated records of one shard as columns, in the order in which they are folded.
 
-    ``amount`` is in minor units of the base currency, instants are int64 microseconds, ``attributes`` has a list
-    for each kept attribute. A tick has an empty customer.
+    ``amount`` is in minor units of the base currency, ``score`` a survey's in hundredths (0 of other events), instants
+    are int64 microseconds. ``attributes`` has the texts that are kept or tallied, ``numbers`` the numeric attributes
+    that are kept, NaN where absent. A tick has an empty customer.
     """
 
     rank: NDArray[np.int8]
@@ -76,11 +82,13 @@ class EventBatch:
     occurred_at: Instants
     kind: NDArray[np.int8]
     amount: NDArray[np.int64]
+    score: NDArray[np.int64]
     event_hash: NDArray[np.uint64]
     customer: list[str]
     event_id: list[str]
     record: list[Record]
     attributes: Mapping[str, list[str | None]]
+    numbers: Mapping[str, NDArray[np.float64]]
 
     def __len__(self) -> int:
         return len(self.customer)
@@ -88,32 +96,33 @@ class EventBatch:
     def take(self, positions: NDArray[np.int64]) -> EventBatch:
         """The rows at ``positions``, in that order."""
         at = positions.tolist()
-        columns: dict[str, Any] = {}
-        for field in fields(self):
-            column = getattr(self, field.name)
-            if isinstance(column, np.ndarray):
-                columns[field.name] = column[positions]
-            elif isinstance(column, list):
-                columns[field.name] = [column[i] for i in at]
-            else:
-                columns[field.name] = {name: [values[i] for i in at] for name, values in column.items()}
-        return EventBatch(**columns)
+        return EventBatch(**{field.name: _taken(getattr(self, field.name), positions, at) for field in fields(self)})
 
     @staticmethod
     def concat(batches: Sequence[EventBatch]) -> EventBatch:
         """The rows of all, one batch after the other. All must have been read under one policy."""
         if len(batches) == 1:
             return batches[0]
-        columns: dict[str, Any] = {}
-        for field in fields(EventBatch):
-            parts = [getattr(batch, field.name) for batch in batches]
-            if isinstance(parts[0], np.ndarray):
-                columns[field.name] = np.concatenate(parts)
-            elif isinstance(parts[0], list):
-                columns[field.name] = [value for part in parts for value in part]
-            else:
-                columns[field.name] = {name: [value for part in parts for value in part[name]] for name in parts[0]}
-        return EventBatch(**columns)
+        names = [field.name for field in fields(EventBatch)]
+        return EventBatch(**{name: _joined([getattr(batch, name) for batch in batches]) for name in names})
+
+
+def _taken(column: Any, positions: NDArray[np.int64], at: list[int]) -> Any:
+    """A column, or each of several by name, at ``positions``; ``at`` are the same as a list."""
+    if isinstance(column, np.ndarray):
+        return column[positions]
+    if isinstance(column, list):
+        return [column[i] for i in at]
+    return {name: _taken(each, positions, at) for name, each in column.items()}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Columns, or several by name, one behind the other."""
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    if isinstance(parts[0], list):
+        return [value for part in parts for value in part]
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def _text(value: str | float | bool | None) -> str | None:
@@ -123,12 +132,40 @@ def _text(value: str | float | bool | None) -> str | None:
     return None if value is None else str(value) or None
 
 
-def _attribute(events: Sequence[Mapping[str, Any]], free: Sequence[Attributes | None], name: str) -> list[str | None]:
-    """Each event's value of a kept attribute; a field of the event wins over the free attributes."""
-    column: list[str | None] = [event.get(name) for event in events]
-    for i in [i for i, each in enumerate(free) if each and column[i] is None]:
-        column[i] = _text((free[i] or {}).get(name))
+#: Where in a batch events carry free attributes, and these.
+_Carried = Sequence[tuple[int, Attributes]]
+
+
+def _texts(events: Sequence[Mapping[str, Any]], carried: _Carried, name: str) -> list[str | None]:
+    """Each event's text of an attribute; a field of the event wins over the free attributes."""
+    column: list[str | None] = [event.get(name) for event in events] if name in EVENT_TEXTS else [None] * len(events)
+    for i, attributes in carried:
+        if column[i] is None:
+            column[i] = _text(attributes.get(name))
     return column
+
+
+def _numbers(size: int, carried: _Carried, name: str) -> NDArray[np.float64]:
+    """Each event's value of a numeric attribute, NaN where absent. Raises Refused if any is no number."""
+    column = np.full(size, np.nan)
+    present = [(i, value) for i, attributes in carried if (value := attributes.get(name)) not in (None, "")]
+    if present:
+        # Adding 0.0 makes a negative zero a plain one: equal numbers must be the same bits.
+        column[[i for i, _ in present]] = np.array([_number(name, value) for _, value in present]) + 0.0
+    return column
+
+
+def _number(name: str, value: object) -> float:
+    """A JSON number or the text of one. Raises Refused."""
+    # bool is an int to isinstance; NaN fails every comparison.
+    if type(value) in (int, float) and -_LARGEST_NUMBER <= value <= _LARGEST_NUMBER:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, str) and _DECIMAL.fullmatch(value) and abs(float(value)) <= _LARGEST_NUMBER:
+        return float(value)
+    raise Refused(
+        "invalid_field",
+        f"attributes.{name}: must be a number from -1e15 to 1e15, for the policy names it in attributes.numbers",
+    )
 
 
 def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], policy: Policy) -> EventBatch:
@@ -140,8 +177,14 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
         paid = np.flatnonzero(kinds != Kind.TICK)
         priced = events if len(paid) == len(events) else [events[i] for i in paid.tolist()]
         amount[paid] = policy.converter.column([e["amount"] for e in priced], [e["currency"] for e in priced])
+    score = np.zeros(len(events), dtype=np.int64)
+    if role == "signups":
+        asked = np.flatnonzero(kinds == Kind.SURVEY)
+        score[asked] = np.rint([float(events[i]["score"]) * 100 for i in asked.tolist()])
     event_id = [event.get("event_id", "") for event in events]
     free = [event.get("attributes") for event in events]
+    carried = [(i, each) for i, each in enumerate(free) if each] if any(free) else []
+    texts = dict.fromkeys((*policy.attributes.keep, *(tally.of for tally in policy.tallies)))
     return EventBatch(
         rank=np.full(len(events), ROLES.index(role), dtype=np.int8),
         offset=np.array([record.offset for record in records], dtype=np.int64),
@@ -150,12 +193,14 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
         occurred_at=parse_column([event["occurred_at"] for event in events]),
         kind=kinds,
         amount=amount,
+        score=score,
         # 0 marks an empty place among the remembered ids.
         event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
         customer=[event.get("customer_id", "") for event in events],
         event_id=event_id,
         record=records,
-        attributes={name: _attribute(events, free, name) for name in policy.attributes.keep},
+        attributes={name: _texts(events, carried, name) for name in texts},
+        numbers={name: _numbers(len(events), carried, name) for name in policy.attributes.numbers},
     )
 
 
@@ -189,18 +234,18 @@ def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
     return wrong
 
 
-def _refused(error: ValidationError) -> Refused:
+def _refused(role: Role, error: ValidationError) -> Refused:
     """The first thing pydantic found wrong, as a code and a sentence."""
     first = error.errors(include_url=False)[0]
-    # The location starts with the union's tag; what follows is the path inside the event.
-    parts = first["loc"][1:] if first["loc"][:1] in (("purchase",), ("refund",), ("tick",)) else first["loc"]
+    # The location in a union starts with its tag, which no field is called; then comes the path inside the event.
+    parts = first["loc"][1:] if first["loc"] and first["loc"][0] in _KINDS else first["loc"]
     path = ".".join(str(part) for part in parts)[:200]
     if first["type"] in ("json_invalid", "dict_type", "model_attributes_type") and not path:
         return Refused("invalid_json", f"the value is not a JSON object: {first['msg']}")
     if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        missing = first["input"].get("kind") is None
+        missing = role == "purchases" and first["input"].get("kind") is None
         code, found = ("missing_field", "is missing, and required") if missing else ("invalid_field", "is unknown here")
-        return Refused(code, f"kind: {found}; it must be purchase, refund or tick")
+        return Refused(code, f"kind: {found}; it must be {KINDS_OF_ROLE[role]}")
     if first["type"] == "missing":
         return Refused("missing_field", f"{path}: is missing, and required")
     if first.get("input", "") is None:
@@ -216,7 +261,7 @@ def _validated(role: Role, record: Record) -> dict[str, Any]:
     try:
         event: dict[str, Any] = VALUES[role].validate_json(record.value)
     except ValidationError as error:
-        raise _refused(error) from None
+        raise _refused(role, error) from None
     return event
 
 

@@ -51,11 +51,17 @@ SegmentChanged = TypedDict(
         "dimension": str,
         "from": str | None,
         "to": str | None,
+        "title": Annotated[str | None, Field(description="of the segment moved into, from its profile")],
+        "channel": Annotated[str | None, Field(description="where to reach the segment moved into, from its profile")],
+        "viable": Annotated[bool, Field(description="the segment moved into is large enough for a campaign")],
         "cause": Cause,
-        "event_id": Annotated[str | None, Field(description="the event that caused it; null for time")],
-        "effective_at": Annotated[Instant, Field(description="the event's occurred_at or the deadline")],
+        "event_id": Annotated[str | None, Field(description="the event that caused it; null if none did")],
+        "effective_at": Annotated[Instant, Field(description="the event's occurred_at, the deadline, the activation")],
         "decided_at": Annotated[Instant, Field(description="the shard's time at the record that decided it")],
         "policy_version": int,
+        "population_as_of": Annotated[
+            Instant | None, Field(description="when the cut-offs in force were taken; null before there are any")
+        ],
         "backfill": Annotated[bool, Field(description="history being rebuilt: do not fire campaigns")],
         "rfm": Rfm,
         "segments": Segments,
@@ -99,7 +105,11 @@ DEAD_LETTER: Final[TypeAdapter[Any]] = TypeAdapter(DeadLetter)
 def change_id(customer: str, dimension: str, before: str | None, after: str | None, source: str) -> str:
     """128 bits (XXH3) of what makes two moves the same one, as hexadecimal text."""
     # The length keeps a customer_id from running into what follows; the other parts are names of the policy.
-    text = f"{len(customer)}:{customer}|{dimension}|{before or ''}|{after or ''}|{source}"
+    return change_id_of(f"{len(customer)}:{customer}|{dimension}|{before or ''}|{after or ''}|{source}")
+
+
+def change_id_of(text: str) -> str:
+    """The change_id of what ``change_id`` makes of its arguments."""
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 

@@ -1,43 +1,64 @@
-"""SegmentCounts: customers and revenue of every segment, kept current row by row."""
+"""SegmentCounts: customers, revenue and orders of every segment, kept current row by row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.dimensions.base import Dimension
 from models.table import NO_LABEL, CustomerTable, Rows
 
 
+class Count(NamedTuple):
+    """Size of a segment: customers, their net revenue in minor units of the base currency, and their purchases."""
+
+    customers: int
+    revenue: int
+    orders: int = 0
+
+    def plus(self, other: Count) -> Count:
+        """Both together."""
+        return Count(self.customers + other.customers, self.revenue + other.revenue, self.orders + other.orders)
+
+
 class SegmentCounts:
-    """How many customers each label has, and their net revenue in minor units of the base currency.
+    """The size of every segment of a table, retired ones that rows still bear included.
 
     It remembers each row as it was last counted, so an update needs only the rows that may have changed.
     """
 
-    def __init__(self, dimensions: Sequence[Dimension]) -> None:
-        self._dimensions = dimensions
-        self.customers = [np.zeros(len(d.labels), dtype=np.int64) for d in dimensions]
-        self.revenue = [np.zeros(len(d.labels), dtype=np.int64) for d in dimensions]
-        self._label = np.empty((0, len(dimensions)), dtype=np.int16)
-        self._net = np.empty(0, dtype=np.int64)
+    def __init__(self, table: CustomerTable) -> None:
+        self._names = [[f"{name}:{label}" for label in table.labels[d]] for d, name in enumerate(table.dimensions)]
+        #: For each dimension, a row for each of customers, revenue and orders, a column for each segment.
+        self._sizes = [np.zeros((3, len(names)), dtype=np.int64) for names in self._names]
+        self._label = np.empty((0, len(self._names)), dtype=np.int16)
+        self._what = np.empty((3, 0), dtype=np.int64)
+        self.update(table, table.rows)
 
     def update(self, table: CustomerTable, rows: Rows) -> None:
         """Count ``rows`` as they are now instead of as they were."""
-        missing = len(table.orders) - len(self._net)
+        missing = len(table.orders) - len(self._label)
         if missing:
-            fresh = np.full((missing, len(self._dimensions)), NO_LABEL, dtype=np.int16)
+            fresh = np.full((missing, len(self._names)), NO_LABEL, dtype=np.int16)
             self._label = np.concatenate([self._label, fresh])
-            self._net = np.concatenate([self._net, np.zeros(missing, dtype=np.int64)])
-        label, net = table.label[rows], table.net(rows)
-        for d in range(len(self._dimensions)):
-            self._add(d, self._label[rows, d], self._net[rows], -1)
-            self._add(d, label[:, d], net, 1)
-        self._label[rows], self._net[rows] = label, net
+            self._what = np.concatenate([self._what, np.zeros((3, missing), dtype=np.int64)], axis=1)
+        label = table.label[rows]
+        what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
+        for d in range(len(self._names)):
+            self._add(d, self._label[rows, d], -self._what[:, rows])
+            self._add(d, label[:, d], what)
+        self._label[rows], self._what[:, rows] = label, what
 
-    def _add(self, dimension: int, labels: NDArray[np.int16], net: NDArray[np.int64], sign: int) -> None:
+    def _add(self, dimension: int, labels: NDArray[np.int16], what: NDArray[np.int64]) -> None:
         labelled = labels != NO_LABEL
-        np.add.at(self.customers[dimension], labels[labelled], sign)
-        np.add.at(self.revenue[dimension], labels[labelled], sign * net[labelled])
+        for size, amounts in zip(self._sizes[dimension], what, strict=True):
+            np.add.at(size, labels[labelled], amounts[labelled])
+
+    def sizes(self) -> dict[str, Count]:
+        """Every segment's size by ``dimension:label``."""
+        return {
+            name: Count(*size)
+            for names, sizes in zip(self._names, self._sizes, strict=True)
+            for name, size in zip(names, sizes.T.tolist(), strict=True)
+        }

@@ -1,7 +1,7 @@
 """The wire forms of the input topics: what a producer may send, as typed dictionaries that pydantic validates.
 
 TypedDict and not a model class, because building a dictionary costs a third of building an object. Unknown extra
-fields are accepted and ignored; an optional field may be null.
+fields are accepted and ignored; an optional field may be null, but for the kind.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, NotRequired
 
-from pydantic import Field, TypeAdapter, WithJsonSchema
+from pydantic import Discriminator, Field, Tag, TypeAdapter, WithJsonSchema
 from typing_extensions import TypedDict
 
 from models.instants import RFC3339
@@ -23,6 +23,8 @@ class Kind(IntEnum):
     REFUND = 2
     SIGNUP = 3
     ERASURE = 4
+    PROFILE = 5
+    SURVEY = 6
 
 
 #: The input topics' roles, in the order that breaks ties of ``occurred_at`` when topics are merged: a signup comes
@@ -47,6 +49,17 @@ Amount = Annotated[
         {
             "description": "not negative: the kind carries the sign",
             "anyOf": [{"type": "string", "pattern": _AMOUNT}, {"type": "number", "minimum": 0}],
+        }
+    ),
+]
+_SCORE: Final = r"^(100(\.0{1,2})?|[0-9]{1,2}(\.[0-9]{1,2})?)$"
+Score = Annotated[
+    str,
+    Field(coerce_numbers_to_str=True, pattern=_SCORE),
+    WithJsonSchema(
+        {
+            "description": "0 to 100, with at most 2 decimals",
+            "anyOf": [{"type": "string", "pattern": _SCORE}, {"type": "number", "minimum": 0, "maximum": 100}],
         }
     ),
 ]
@@ -90,6 +103,28 @@ class Signup(TypedDict):
     attributes: NotRequired[Attributes | None]
 
 
+class Profile(TypedDict):
+    """What is known about a customer has changed: only the attributes that it names."""
+
+    kind: Literal["profile"]
+    event_id: Text
+    customer_id: CustomerId
+    occurred_at: Instant
+    country: NotRequired[Text | None]
+    channel: NotRequired[Text | None]
+    attributes: NotRequired[Attributes | None]
+
+
+class Survey(TypedDict):
+    """A customer said how satisfied they are."""
+
+    kind: Literal["survey"]
+    event_id: Text
+    customer_id: CustomerId
+    occurred_at: Instant
+    score: Score
+
+
 class Erasure(TypedDict):
     """Everything kept about the customer goes."""
 
@@ -99,16 +134,32 @@ class Erasure(TypedDict):
     occurred_at: Instant
 
 
+def _kind_on_signups(value: Any) -> str | None:
+    """The union's tag: what has no kind, or is no event at all, is judged as a signup."""
+    kind = value.get("kind", "signup") if isinstance(value, dict) else "signup"
+    return kind if isinstance(kind, str) else None
+
+
 PurchasesValue = Annotated[Purchase | Tick, Field(discriminator="kind")]
+SignupsValue = Annotated[
+    Annotated[Signup, Tag("signup")] | Annotated[Profile, Tag("profile")] | Annotated[Survey, Tag("survey")],
+    Discriminator(_kind_on_signups),
+]
 
 #: What a value on a topic of each role may be.
 VALUES: Final[dict[Role, TypeAdapter[Any]]] = {
     "purchases": TypeAdapter(PurchasesValue),
-    "signups": TypeAdapter(Signup),
+    "signups": TypeAdapter(SignupsValue),
     "erasures": TypeAdapter(Erasure),
 }
 #: The kind a value has when it does not say one.
 DEFAULT_KIND: Final[dict[Role, str]] = {"purchases": "purchase", "signups": "signup", "erasures": "erasure"}
+
+#: The kinds a value may be, where there are several.
+KINDS_OF_ROLE: Final[dict[Role, str]] = {
+    "purchases": "purchase, refund or tick",
+    "signups": "signup, profile or survey",
+}
 
 #: The topic on which a recorded event of each kind travels.
 ROLE_OF_KIND: Final[dict[str, Role]] = {
@@ -116,5 +167,7 @@ ROLE_OF_KIND: Final[dict[str, Role]] = {
     "purchase": "purchases",
     "refund": "purchases",
     "signup": "signups",
+    "profile": "signups",
+    "survey": "signups",
     "erasure": "erasures",
 }

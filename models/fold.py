@@ -1,86 +1,199 @@
-"""A round into the table: RFM totals, dedupe, attributes. Order does not matter to any of it.
+"""A round into the table: RFM totals, surveys, dedupe, attributes, tallies. Order does not matter to any of it.
 
 First is a minimum, last a maximum, counts and sums add, an attribute keeps the value with the latest
-``occurred_at`` (of equal instants the greater text), a remembered event id adds nothing.
+``occurred_at`` (of equal instants the greater text or number), a remembered event id adds nothing.
+
+What a purchase weighs in a tally doubles with every half-life since a fixed landmark, which ages it against later
+ones without a touch: G. Cormode, V. Shkapenyuk, D. Srivastava, B. Xu, "Forward Decay: A Practical Time Decay Model for
+Streaming Systems", ICDE 2009. Only whole half-lives count, so weights are whole multiples of powers of two, whose
+sums are exact, and so independent of order, while they fit the bits of a double.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import count
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import EventBatch
 from models.events import Kind
+from models.instants import DAY, Instants
 from models.money import LARGEST_TOTAL
-from models.table import NO_VALUE, CustomerTable, Rows
+from models.policy import Tally
+from models.table import NO_VALUE, AttributeValues, CustomerTable, Rows
+
+#: 2020-01-01T00:00Z, from which half-lives are counted.
+LANDMARK: Final = 18_262 * DAY
+#: Doublings beyond these, 70 years and more from the landmark, count as these: LARGEST_TOTAL at the most of them is
+#: still far inside the range of a double.
+MOST_DOUBLINGS: Final = 900
+
+#: For each kept text and each tally, the dictionary code of every event of a batch, NO_VALUE where it has none.
+Codes = Mapping[str, NDArray[np.int32]]
 
 
 class Folded(NamedTuple):
     """What became of a round's events, in its order: counted, or refused because a total would be too large.
 
-    What is neither was a duplicate.
+    What is neither was a duplicate. ``changed`` says what is now otherwise of any row: ``purchases``, ``refunds``,
+    ``signups`` and ``surveys`` if one was counted, and the names of attributes of which a value is another one.
     """
 
     counted: NDArray[np.bool_]
     overflowed: NDArray[np.bool_]
+    changed: frozenset[str]
 
 
-def fold(table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows) -> Folded:
-    """Add the batch's events at ``positions`` to ``rows``, one event a row, none of them tick or erasure."""
-    hashes = batch.event_hash[positions]
-    duplicate = (table.seen[rows] == hashes[:, None]).any(axis=1)
-    kind, amount = batch.kind[positions], batch.amount[positions]
-    bought, refunded = kind == Kind.PURCHASE, kind == Kind.REFUND
-    total = np.where(bought, table.gross[rows], table.refunded[rows])
-    overflowed = ~duplicate & (bought | refunded) & (total > LARGEST_TOTAL - amount)
-    counted = ~duplicate & ~overflowed
+def codes_of(table: CustomerTable, batch: EventBatch) -> Codes:
+    """The codes of all texts of a batch; texts that are new to a dictionary are added to it.
+
+    Tallies count purchases only, so no other event has a code there.
+    """
+    found: dict[str, NDArray[np.int32]] = {}
+    bought = batch.kind == Kind.PURCHASE
+    for name, texts in batch.attributes.items():
+        # Distinct texts as they come: what a nearly full dictionary still takes must not depend on hashes.
+        distinct: dict[str | None, int] = defaultdict(count().__next__)
+        place = np.fromiter(map(distinct.__getitem__, texts), dtype=np.int64, count=len(texts))
+        if name in table.attributes:
+            found[name] = _codes(table.values[name], distinct)[place]
+        for tally in table.tallies:
+            if tally.of == name:
+                purchases = np.bincount(place[bought], minlength=len(distinct)).tolist()
+                counted = [text if times else None for text, times in zip(distinct, purchases, strict=True)]
+                codes = _codes(table.values[tally.name], counted)[place]
+                found[tally.name] = codes if bought.all() else np.where(bought, codes, np.int32(NO_VALUE))
+    return found
+
+
+def _codes(values: AttributeValues, texts: Iterable[str | None]) -> NDArray[np.int32]:
+    return np.array([NO_VALUE if text is None else values.code(text) for text in texts], dtype=np.int32)
+
+
+def fold(table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, codes: Codes) -> Folded:
+    """Add the batch's events at ``positions`` to ``rows``, one event a row, none of them tick or erasure.
+
+    ``codes`` are those that ``codes_of`` gave for the batch and this table.
+    """
+    hashes, kind = batch.event_hash[positions], batch.kind[positions]
+    seen = table.seen.take(rows, axis=0) == hashes[:, None]
+    # Most rounds have no duplicate at all, and to ask that first costs half as much.
+    duplicate = seen.any(axis=1) if seen.any() else np.zeros(len(rows), dtype=np.bool_)
+    overflowed = ~duplicate & _overflows(table, kind, batch.amount[positions], rows)
+    counted = ~(duplicate | overflowed)
     if not counted.all():
-        positions, rows, hashes, amount = positions[counted], rows[counted], hashes[counted], amount[counted]
-        bought, refunded, kind = bought[counted], refunded[counted], kind[counted]
+        positions, rows, hashes, kind = positions[counted], rows[counted], hashes[counted], kind[counted]
     place = table.seen_count[rows] % table.seen.shape[1]
     table.seen[rows, place] = hashes
     table.seen_count[rows] += 1
 
+    changed = set()
+    kinds = np.flatnonzero(np.bincount(kind)).tolist()
+    for each in kinds:
+        here = slice(None) if len(kinds) == 1 else kind == each
+        changed |= _fold_kind(table, batch, each, positions[here], rows[here], codes)
     occurred = batch.occurred_at[positions]
-    r, at = rows[bought], occurred[bought]
-    table.orders[r] += 1
-    table.gross[r] += amount[bought]
-    table.first_purchase_at[r] = np.minimum(table.first_purchase_at[r], at)
-    table.last_purchase_at[r] = np.maximum(table.last_purchase_at[r], at)
-    if refunded.any():
-        r = rows[refunded]
-        table.refunds[r] += 1
-        table.refunded[r] += amount[refunded]
-    signed_up = kind == Kind.SIGNUP
-    if signed_up.any():
-        r = rows[signed_up]
-        table.signed_up_at[r] = np.minimum(table.signed_up_at[r], occurred[signed_up])
-    for a, name in enumerate(table.attributes):
-        _fold_attribute(table, a, batch.attributes[name], positions, rows, occurred)
-    return Folded(counted, overflowed)
+    for column, name in enumerate(table.attributes):
+        if _fold_text(table, column, codes[name][positions], rows, occurred):
+            changed.add(name)
+    for column, name in enumerate(table.numbers):
+        if _fold_number(table, column, batch.numbers[name][positions], rows, occurred):
+            changed.add(name)
+    return Folded(counted, overflowed, frozenset(changed))
 
 
-def _fold_attribute(
+def _overflows(
+    table: CustomerTable, kind: NDArray[np.int8], amount: NDArray[np.int64], rows: Rows
+) -> NDArray[np.bool_]:
+    """Whether an event would make its customer's total larger than can be counted."""
+    total = np.where(kind == Kind.REFUND, table.refunded[rows], table.gross[rows])
+    # What is neither purchase nor refund has no amount, and no total is beyond the largest.
+    beyond: NDArray[np.bool_] = total > LARGEST_TOTAL - amount
+    return beyond
+
+
+def _fold_kind(
+    table: CustomerTable, batch: EventBatch, kind: int, positions: NDArray[np.int64], rows: Rows, codes: Codes
+) -> set[str]:
+    """Add events of one kind. Returns what that changed."""
+    if kind == Kind.PURCHASE:
+        occurred, amount = batch.occurred_at[positions], batch.amount[positions]
+        table.orders[rows] += 1
+        table.gross[rows] += amount
+        table.first_purchase_at[rows] = np.minimum(table.first_purchase_at[rows], occurred)
+        table.last_purchase_at[rows] = np.maximum(table.last_purchase_at[rows], occurred)
+        for tally in table.tallies:
+            _fold_tally(table, tally, codes[tally.name][positions], amount, rows, occurred)
+        return {"purchases"}
+    if kind == Kind.REFUND:
+        table.refunds[rows] += 1
+        table.refunded[rows] += batch.amount[positions]
+        return {"refunds"}
+    if kind == Kind.SIGNUP:
+        table.signed_up_at[rows] = np.minimum(table.signed_up_at[rows], batch.occurred_at[positions])
+        return {"signups"}
+    if kind == Kind.SURVEY:
+        table.surveys[rows] += 1
+        table.score[rows] += batch.score[positions]
+        return {"surveys"}
+    # A profile has nothing but attributes.
+    return set()
+
+
+def _fold_tally(
     table: CustomerTable,
-    attribute: int,
-    texts: list[str | None],
-    positions: NDArray[np.int64],
+    tally: Tally,
+    codes: NDArray[np.int32],
+    amount: NDArray[np.int64],
     rows: Rows,
-    occurred: NDArray[np.int64],
+    occurred: Instants,
 ) -> None:
-    values = table.values[table.attributes[attribute]]
-    at = positions.tolist()
-    present = np.array([i for i, position in enumerate(at) if texts[position] is not None], dtype=np.int64)
+    """Add the purchases' weights to their texts'. A purchase without the text counts nowhere."""
+    known = codes != NO_VALUE
+    if not known.all():
+        codes, amount, rows, occurred = codes[known], amount[known], rows[known], occurred[known]
+    weight = amount.astype(np.float64) if tally.by == "revenue" else np.ones(len(rows))
+    if tally.half_life is not None:
+        doublings = (occurred - LANDMARK) // tally.half_life
+        weight = np.ldexp(weight, np.clip(doublings, -MOST_DOUBLINGS, MOST_DOUBLINGS))
+    table.widen(tally.name, int(codes.max(initial=NO_VALUE)) + 1)
+    table.tally[tally.name][rows, codes] += weight
+
+
+def _fold_text(table: CustomerTable, column: int, codes: NDArray[np.int32], rows: Rows, occurred: Instants) -> bool:
+    """Let rows keep the later text, of equal instants the greater. Returns whether any has another one now."""
+    present = codes != NO_VALUE
+    if not present.all():
+        codes, rows, occurred = codes[present], rows[present], occurred[present]
+    # Indexing a view of the column costs half of indexing rows and column at once.
+    value, value_at = table.value[:, column], table.value_at[:, column]
+    known, known_at = value[rows], value_at[rows]
+    other = codes != known
+    later = occurred > known_at
+    for i in np.flatnonzero(other & (occurred == known_at)).tolist():
+        texts = table.values[table.attributes[column]].texts
+        later[i] = texts[codes[i]] > texts[known[i]]
+    if later.all():
+        value[rows], value_at[rows] = codes, occurred
+        return bool(other.any())
+    value[rows], value_at[rows] = np.where(later, codes, known), np.maximum(known_at, occurred)
+    return bool((other & later).any())
+
+
+def _fold_number(
+    table: CustomerTable, column: int, numbers: NDArray[np.float64], rows: Rows, occurred: Instants
+) -> bool:
+    """Let rows keep the later number, of equal instants the greater. Returns whether any has another one now."""
+    present = np.flatnonzero(~np.isnan(numbers))
     if not len(present):
-        return
-    codes = np.array([values.code(texts[at[i]] or "") for i in present.tolist()], dtype=np.int32)
-    r, when = rows[present], occurred[present]
-    known_at, known = table.value_at[r, attribute], table.value[r, attribute]
-    wins = when > known_at
-    for i in np.flatnonzero((when == known_at) & (codes != known)).tolist():
-        old = values.text(int(known[i]))
-        wins[i] = known[i] == NO_VALUE or (old is not None and values.texts[codes[i]] > old)
-    table.value[r[wins], attribute] = codes[wins]
-    table.value_at[r[wins], attribute] = when[wins]
+        return False
+    numbers, rows, occurred = numbers[present], rows[present], occurred[present]
+    number, number_at = table.number[:, column], table.number_at[:, column]
+    known, known_at = number[rows], number_at[rows]
+    later = (occurred > known_at) | ((occurred == known_at) & (numbers > known))
+    number[rows], number_at[rows] = np.where(later, numbers, known), np.maximum(known_at, occurred)
+    return bool((later & (numbers != known)).any())

@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from functools import cached_property
 from importlib import resources
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from models.engines import (
+    EVENT_TEXTS,
+    MEASURES,
+    AttributePolicy,
+    BandsPolicy,
+    Condition,
+    DominantPolicy,
+    Duration,
+    Engine,
+    EnginePolicy,
+    Name,
+    RulesPolicy,
+    Scored,
+    Section,
+    array,
+)
 from models.errors import PolicyError
-from models.instants import SECOND
+from models.instants import DAY, SECOND
 from models.money import Converter
 
-_UNITS: Final = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86_400 * SECOND, "w": 604_800 * SECOND}
 #: Fields of events that are no attributes of a customer.
 _NO_ATTRIBUTES: Final = frozenset(
     ("kind", "event_id", "customer_id", "order_id", "occurred_at", "amount", "currency", "attributes")
 )
-_LONGEST: Final = 36_500 * 86_400 * SECOND
-
-
-def _duration(value: object) -> int:
-    """``"90d"`` → microseconds."""
-    match = re.fullmatch(r"([0-9]+)\s*([smhdw])", value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('must be a duration such as "30d": a whole number with s, m, h, d or w')
-    microseconds = int(match[1]) * _UNITS[match[2]]
-    if not 0 < microseconds <= _LONGEST:
-        raise ValueError("must be longer than 0 and at most 36500d")
-    return microseconds
-
-
-Duration = Annotated[int, BeforeValidator(_duration)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 CurrencyCode = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class MoneyPolicy(_Section):
+class MoneyPolicy(Section):
     """The currency everything is counted in, and what one unit of another is worth in it."""
 
     base: CurrencyCode = "USD"
@@ -70,7 +66,7 @@ class MoneyPolicy(_Section):
         return self
 
 
-class EventsPolicy(_Section):
+class EventsPolicy(Section):
     """How events are read."""
 
     #: How far ``occurred_at`` may be ahead of the record's Kafka timestamp, in microseconds.
@@ -79,56 +75,135 @@ class EventsPolicy(_Section):
     remembered_ids: Annotated[int, Field(ge=1, le=255)] = 16
 
 
-class AttributesPolicy(_Section):
-    """Which attributes of events are kept with the customer."""
+class AttributesPolicy(Section):
+    """Which attributes of events are kept with the customer: ``keep`` as text, ``numbers`` as numbers."""
 
-    keep: tuple[Name, ...] = ()
+    keep: Annotated[tuple[Name, ...], BeforeValidator(array)] = ()
+    numbers: Annotated[tuple[Name, ...], BeforeValidator(array)] = ()
     #: Distinct values kept for each attribute and shard; a further one is kept as "(other)".
     max_values: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
 
-    @field_validator("keep", mode="before")
+    @field_validator("keep", "numbers")
     @classmethod
-    def _array(cls, keep: Any) -> Any:
-        return tuple(keep) if isinstance(keep, list) else keep
-
-    @field_validator("keep")
-    @classmethod
-    def _once(cls, keep: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(keep)) != len(keep):
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
             raise ValueError("must name each attribute once")
-        if reserved := sorted(set(keep) & _NO_ATTRIBUTES):
+        if reserved := sorted(set(names) & _NO_ATTRIBUTES):
             raise ValueError(f"cannot keep {', '.join(reserved)}: every event has its own")
-        return keep
-
-
-class LifecyclePolicy(_Section):
-    """The lifecycle dimension: new, potential, regular, lapsed. Durations are in microseconds."""
-
-    engine: Literal["lifecycle"] = "lifecycle"
-    potential_after: Duration = 30 * 86_400 * SECOND
-    regular_orders: Annotated[int, Field(ge=2, le=1_000_000)] = 3
-    lapse_after: Duration = 90 * 86_400 * SECOND
+        return names
 
     @model_validator(mode="after")
-    def _in_order(self) -> LifecyclePolicy:
-        if self.potential_after >= self.lapse_after:
-            raise ValueError("potential_after must be shorter than lapse_after")
+    def _either(self) -> AttributesPolicy:
+        if both := sorted(set(self.keep) & set(self.numbers)):
+            raise ValueError(f"{', '.join(both)} is in keep and in numbers; name it in one of them")
+        if measures := sorted(set(self.numbers) & set(MEASURES)):
+            raise ValueError(f"numbers cannot name {', '.join(measures)}, which is a measure")
         return self
 
 
-class Policy(_Section):
+class PopulationPolicy(Section):
+    """When the population's cut-offs are taken: at multiples of ``every`` since 1970, in force ``settle`` later."""
+
+    every: Duration = 7 * DAY
+    settle: Duration = 600 * SECOND
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PopulationPolicy:
+        if self.settle >= self.every:
+            raise ValueError("settle must be shorter than every")
+        return self
+
+
+class Tally(NamedTuple):
+    """What is counted for each customer and each value of a text of purchases, for dominant dimensions."""
+
+    of: str
+    by: Literal["orders", "revenue"]
+    half_life: int | None
+
+    @property
+    def name(self) -> str:
+        """What it is called in stored layouts and dictionaries."""
+        return f"{self.of}/{self.by}/{'forever' if self.half_life is None else f'{self.half_life // SECOND}s'}"
+
+
+class Policy(Section):
     """Everything that decides a label. Equal texts give equal labels, on any machine."""
 
     version: Annotated[int, Field(ge=1, le=2**31 - 1)] = 1
     money: MoneyPolicy = MoneyPolicy()
     events: EventsPolicy = EventsPolicy()
     attributes: AttributesPolicy = AttributesPolicy()
-    dimensions: dict[Name, LifecyclePolicy] = Field(min_length=1, max_length=64)
+    population: PopulationPolicy = PopulationPolicy()
+    dimensions: dict[Name, EnginePolicy] = Field(min_length=1, max_length=64)
+
+    _text: str = PrivateAttr(default="")
+
+    @property
+    def text(self) -> str:
+        """The TOML text it was read from."""
+        return self._text
 
     @cached_property
     def converter(self) -> Converter:
         """Turns amounts into minor units of the base currency."""
         return Converter(self.money.base, self.money.rates)
+
+    @cached_property
+    def tallies(self) -> tuple[Tally, ...]:
+        """What dominant dimensions count; two that count the same share it."""
+        each = [d for d in self.dimensions.values() if isinstance(d, DominantPolicy)]
+        return tuple(dict.fromkeys(Tally(d.of, d.by, d.half_life) for d in each))
+
+    @property
+    def needs_population(self) -> bool:
+        """Whether any label, or whether it is published, depends on everybody else."""
+        return any(isinstance(d, Scored) or d.viable is not None for d in self.dimensions.values())
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Policy:
+        earlier: dict[str, tuple[str, ...]] = {}
+        for name, dimension in self.dimensions.items():
+            for problem in self._problems(dimension, earlier):
+                raise ValueError(f"dimensions.{name}: {problem}")
+            earlier[name] = dimension.labels
+        return self
+
+    def _problems(self, dimension: Engine, earlier: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+        """What a dimension names that the rest of the policy does not have."""
+        if isinstance(dimension, AttributePolicy) or (
+            isinstance(dimension, DominantPolicy) and dimension.of not in EVENT_TEXTS
+        ):
+            yield from self._unkept(dimension.of)
+        elif isinstance(dimension, BandsPolicy):
+            yield from self._unmeasured(dimension.of)
+        elif isinstance(dimension, RulesPolicy):
+            for condition in dimension.conditions:
+                yield from self._unknown(condition, earlier)
+
+    def _unkept(self, attribute: str) -> Iterator[str]:
+        if attribute not in self.attributes.keep:
+            yield f"the attribute {attribute} is not kept; add it to attributes.keep"
+
+    def _unmeasured(self, measure: str) -> Iterator[str]:
+        if measure == "age" and "birth_year" not in self.attributes.numbers:
+            yield "age is counted from the attribute birth_year; add it to attributes.numbers"
+        elif measure not in MEASURES and measure not in self.attributes.numbers:
+            yield (f"{measure} is no measure and not in attributes.numbers; the measures are {', '.join(MEASURES)}")
+
+    def _unknown(self, condition: Condition, earlier: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+        if condition.measure is not None:
+            yield from self._unmeasured(condition.measure)
+        elif condition.attribute is not None:
+            yield from self._unkept(condition.attribute)
+        elif condition.dimension is not None:
+            labels = earlier.get(condition.dimension)
+            if labels is None:
+                known = ", ".join(earlier) or "none"
+                yield f"a rule may name only dimensions above its own ({known}), not {condition.dimension}"
+                return
+            if wrong := sorted(set(condition.is_ or condition.not_ or ()) - set(labels)):
+                yield f"{condition.dimension} has no segment {', '.join(wrong)}; it has {', '.join(labels)}"
 
 
 def _sentence(error: Any) -> str:
@@ -138,8 +213,11 @@ def _sentence(error: Any) -> str:
         return f"{key}: is not a setting of this policy; check the spelling"
     if error["type"] == "missing":
         return f"{key}: is required"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be").replace("String should match", "must match")
+    if not error["loc"]:
+        # Found when everything was read: it names its key itself, and the input is the whole policy.
+        return message
     return f"{key}: {message} (it is {error['input']!r})"
 
 
@@ -150,9 +228,11 @@ def parse_policy(text: str) -> Policy:
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"the policy is not valid TOML: {error}") from None
     try:
-        return Policy.model_validate(values)
+        policy = Policy.model_validate(values)
     except ValidationError as error:
         raise PolicyError("\n".join(_sentence(each) for each in error.errors())) from None
+    policy._text = text
+    return policy
 
 
 def default_policy_text() -> str:

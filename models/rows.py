@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,25 +17,31 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from models.dimensions.base import Dimension
 from models.errors import StateError
-from models.policy import Policy
 from models.table import NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Rows
 
-FORMAT: Final = 1
+#: The format that is written. Format 1, which is still read, has no activation, surveys, numbers and tallies.
+FORMAT: Final = 2
 
 _MEASURES: Final = (
     "signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded",
 )  # fmt: skip
+_SINCE_2: Final = ("activation", "surveys", "score")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the fields of a row mean: the base currency, each dimension's labels by code, the kept attributes."""
+    """What the fields of a row mean.
+
+    The base currency, each dimension's labels by code, the kept texts and numbers, and how many texts each tally has
+    room for.
+    """
 
     currency: str
     labels: Mapping[str, tuple[str, ...]]
     attributes: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    tallies: Mapping[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     @cached_property
@@ -47,6 +53,8 @@ class Layout:
                 "currency": self.currency,
                 "dimensions": {name: list(labels) for name, labels in self.labels.items()},
                 "attributes": list(self.attributes),
+                "numbers": list(self.numbers),
+                "tallies": self.tallies,
             }
         )
 
@@ -60,46 +68,63 @@ class Layout:
         """Read a stored layout. Raises StateError if a newer version wrote it or it is damaged."""
         try:
             stored = orjson.loads(text)
-            if stored["format"] != FORMAT:
+            if not 1 <= stored["format"] <= FORMAT:
                 raise StateError(
-                    f"rows were stored in format {stored['format']}, this version reads format {FORMAT}; "
+                    f"rows were stored in format {stored['format']}, this version reads up to format {FORMAT}; "
                     "run a newer version"
                 )
+            newer = stored["format"] > 1
             return cls(
                 stored["currency"],
                 {name: tuple(labels) for name, labels in stored["dimensions"].items()},
                 tuple(stored["attributes"]),
+                tuple(stored["numbers"]) if newer else (),
+                {name: int(width) for name, width in stored["tallies"].items()} if newer else {},
                 stored["format"],
             )
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"a stored row layout is damaged ({error!r}); restore the store from a backup") from None
 
     @cached_property
     def head(self) -> np.dtype[Any]:
         """The fixed fields of a row, packed without padding."""
-        return np.dtype(
-            [
-                ("layout", "<u4"),
-                ("sequence", "<u4"),
-                ("signed_up_at", "<i8"),
-                ("first_purchase_at", "<i8"),
-                ("last_purchase_at", "<i8"),
-                ("orders", "<u4"),
-                ("refunds", "<u4"),
-                ("gross", "<i8"),
-                ("refunded", "<i8"),
-                ("label", "<i2", (len(self.labels),)),
-                ("changed_at", "<i8", (len(self.labels),)),
-                ("value", "<i4", (len(self.attributes),)),
-                ("value_at", "<i8", (len(self.attributes),)),
-                ("seen", "u1"),
-            ]
-        )
+        newer: list[tuple[Any, ...]] = [("activation", "<u4"), ("surveys", "<u4"), ("score", "<i8")]
+        extra: list[tuple[Any, ...]] = [
+            ("number", "<f8", (len(self.numbers),)),
+            ("number_at", "<i8", (len(self.numbers),)),
+            ("tally", "<f8", (sum(self.tallies.values()),)),
+        ]
+        fields: list[tuple[Any, ...]] = [
+            ("layout", "<u4"),
+            ("sequence", "<u4"),
+            ("signed_up_at", "<i8"),
+            ("first_purchase_at", "<i8"),
+            ("last_purchase_at", "<i8"),
+            ("orders", "<u4"),
+            ("refunds", "<u4"),
+            ("gross", "<i8"),
+            ("refunded", "<i8"),
+            *(newer if self.format > 1 else ()),
+            ("label", "<i2", (len(self.labels),)),
+            ("changed_at", "<i8", (len(self.labels),)),
+            ("value", "<i4", (len(self.attributes),)),
+            ("value_at", "<i8", (len(self.attributes),)),
+            *(extra if self.format > 1 else ()),
+            ("seen", "u1"),
+        ]
+        return np.dtype(fields)
 
 
-def layout_of(policy: Policy, dimensions: Sequence[Dimension]) -> Layout:
-    """The layout in which rows are written under a policy."""
-    return Layout(policy.money.base, {d.name: d.labels for d in dimensions}, policy.attributes.keep)
+def layout_of(table: CustomerTable) -> Layout:
+    """The layout in which a table's rows are written now; it changes as tallies meet more texts."""
+    policy = table.policy
+    return Layout(
+        policy.money.base,
+        {name: dimension.labels for name, dimension in policy.dimensions.items()},
+        table.attributes,
+        table.numbers,
+        {name: weights.shape[1] for name, weights in table.tally.items()},
+    )
 
 
 def pack(table: CustomerTable, layout: Layout, rows: Rows) -> list[bytes]:
@@ -109,8 +134,13 @@ def pack(table: CustomerTable, layout: Layout, rows: Rows) -> list[bytes]:
     packed = np.zeros(len(rows), dtype=whole)
     head = packed["head"]
     head["layout"] = layout.id
-    for name in ("sequence", *_MEASURES, "label", "changed_at", "value", "value_at"):
+    for name in ("sequence", *_MEASURES, *_SINCE_2, "changed_at", "value", "value_at", "number", "number_at"):
         head[name] = getattr(table, name)[rows]
+    label = table.label[rows]
+    # A retired segment is stored as none: by now the row has moved out of it.
+    head["label"] = np.where(label < [len(labels) for labels in layout.labels.values()], label, NO_LABEL)
+    if table.tally:
+        head["tally"] = np.concatenate([weights[rows] for weights in table.tally.values()], axis=1)
     counts = np.minimum(table.seen_count[rows], remembered)
     head["seen"] = counts
     # Oldest first, so that a reader that keeps fewer ids keeps the latest.
@@ -155,13 +185,12 @@ def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -
     return result
 
 
-def load(
-    table: CustomerTable, dimensions: Sequence[Dimension], unpacked: Unpacked, values: Mapping[str, Sequence[str]]
-) -> None:
-    """Put unpacked rows into the table, under the table's own policy.
+def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Rows:
+    """Put unpacked rows into the table, under the table's own policy. Returns where they are.
 
-    Labels are mapped by name: a label or dimension that the policy no longer has becomes NO_LABEL. ``values`` holds
-    the stored dictionary of each attribute. Raises StateError when the rows are in another base currency.
+    Labels are mapped by name; one that the policy no longer has stays as a retired one until the row is labelled
+    anew. ``values`` holds the stored dictionary of each attribute and tally. Raises StateError when the rows are in
+    another base currency.
     """
     layout, head = unpacked.layout, unpacked.head
     if layout.currency != table.policy.money.base:
@@ -170,34 +199,46 @@ def load(
             "set money.base back, or start with another namespace and rebuild"
         )
     rows = table.place(unpacked.customers)
-    for name in ("sequence", *_MEASURES):
+    for name in ("sequence", *_MEASURES, *(_SINCE_2 if layout.format > 1 else ())):
         getattr(table, name)[rows] = head[name]
-    stored_dimensions = list(layout.labels)
-    for d, dimension in enumerate(dimensions):
-        if dimension.name in layout.labels:
-            at = stored_dimensions.index(dimension.name)
-            codes = {label: code for code, label in enumerate(dimension.labels)}
-            names = layout.labels[dimension.name]
-            recode = np.array([*(codes.get(label, NO_LABEL) for label in names), NO_LABEL], dtype=np.int16)
+    for at, (name, texts) in enumerate(layout.labels.items()):
+        if name in table.dimensions:
+            d = table.dimensions.index(name)
+            borne = set(np.unique(head["label"][:, at]).tolist())
+            codes = [table.label_code(d, text) if i in borne else NO_LABEL for i, text in enumerate(texts)]
+            recode = np.array([*codes, NO_LABEL], dtype=np.int16)
             table.label[rows, d] = recode[head["label"][:, at]]
             table.changed_at[rows, d] = head["changed_at"][:, at]
-    for a, attribute in enumerate(table.attributes):
-        if attribute in layout.attributes:
-            at = layout.attributes.index(attribute)
-            known: AttributeValues = table.values[attribute]
-            codes_now = [known.code(text) for text in values.get(attribute, ())]
-            remap = np.array([*codes_now, NO_VALUE], dtype=np.int32)
+    for at, attribute in enumerate(layout.attributes):
+        if attribute in table.attributes:
+            a, remap = table.attributes.index(attribute), _remap(table.values[attribute], values.get(attribute, ()))
             table.value[rows, a] = remap[head["value"][:, at]]
             table.value_at[rows, a] = head["value_at"][:, at]
+    for at, number in enumerate(layout.numbers):
+        if number in table.numbers:
+            table.number[rows, table.numbers.index(number)] = head["number"][:, at]
+            table.number_at[rows, table.numbers.index(number)] = head["number_at"][:, at]
+    _load_tallies(table, rows, unpacked, values)
     kept = table.seen.shape[1]
     ids, counts = unpacked.ids, head["seen"].astype(np.int64)
     newest = np.maximum(counts - kept, 0)[:, None] + np.arange(min(kept, ids.shape[1]))
     table.seen[rows, : newest.shape[1]] = np.take_along_axis(ids, np.minimum(newest, ids.shape[1] - 1), axis=1)
     table.seen_count[rows] = np.minimum(counts, kept)
+    return rows
 
 
-def relabel_deadlines(table: CustomerTable, dimensions: Sequence[Dimension], instant: int) -> None:
-    """Recompute every deadline, which is not stored, as of the shard's time."""
-    rows = table.rows
-    for d, dimension in enumerate(dimensions):
-        table.set_deadline(rows, d, dimension.deadline(table, rows, np.full(len(rows), instant, dtype=np.int64)))
+def _remap(known: AttributeValues, texts: Sequence[str]) -> NDArray[np.int32]:
+    """Stored codes to the table's; NO_VALUE stays."""
+    return np.array([*(known.code(text) for text in texts), NO_VALUE], dtype=np.int32)
+
+
+def _load_tallies(table: CustomerTable, rows: Rows, unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> None:
+    start = 0
+    for name, width in unpacked.layout.tallies.items():
+        if name in table.tally:
+            stored = unpacked.head["tally"][:, start : start + width]
+            texts = values.get(name, ())[:width]
+            codes = _remap(table.values[name], texts)[:-1]
+            table.widen(name, int(codes.max(initial=0)) + 1)
+            table.tally[name][rows[:, None], codes] = stored[:, : len(texts)]
+        start += width

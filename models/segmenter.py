@@ -13,56 +13,55 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.activation import Activation
 from models.batch import EventBatch, Refusal, rounds
-from models.changes import Cause, SegmentChanged, change_id
 from models.dimensions import dimensions_of
+from models.engines import Scored
 from models.events import ROLES, Kind
-from models.fold import fold
-from models.instants import DAY, FOREVER, NEVER, Instants, format_column
+from models.fold import Codes, codes_of, fold
+from models.instants import FOREVER, NEVER, Instants
 from models.policy import Policy
+from models.population import Cutoffs
 from models.table import NO_LABEL, CustomerTable, Rows
+from models.wire import CAUSES, LATE, NO_EVENT, TIME, Changes, Wire, WireWriter
 
-CAUSES: Final[tuple[Cause, ...]] = ("time", "purchase", "refund", "signup", "erasure", "late_event")
-TIME, LATE = CAUSES.index("time"), CAUSES.index("late_event")
-_CAUSE_OF_KIND: Final = np.array([TIME, *range(1, 5)], dtype=np.int8)
-#: An event position that stands for "no event": time did it.
-NO_EVENT: Final = -1
-
-
-class Changes(NamedTuple):
-    """Changes as columns. ``decided`` is the position of the deciding record, ``event`` of the causing one."""
-
-    row: Rows
-    dimension: NDArray[np.int64]
-    before: NDArray[np.int16]
-    after: NDArray[np.int16]
-    cause: NDArray[np.int8]
-    effective_at: Instants
-    decided: NDArray[np.int64]
-    event: NDArray[np.int64]
-    sequence: NDArray[np.int64]
-    orders: NDArray[np.int64]
-    net: NDArray[np.int64]
-    last_purchase_at: Instants
-    segments: NDArray[np.int16]
+#: By Kind; a tick causes nothing.
+_CAUSE_OF_KIND: Final = np.array([TIME, *range(1, 7)], dtype=np.int8)
 
 
 @dataclass(slots=True)
 class Outcome:
     """What one batch or instant did to a table.
 
-    ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms. ``touched`` are
-    all rows that may differ, ``dirty`` those of them to store, ``erased`` the customers to remove, ``time`` is the
-    shard's time after it.
+    ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms; those at the
+    positions ``withheld`` go into segments too small to be published. ``touched`` are all rows that may differ,
+    ``dirty`` those of them to store, ``erased`` the customers to remove, ``time`` is the shard's time after it.
     """
 
     time: int
     changes: Changes
-    published: list[SegmentChanged]
+    published: Wire
     touched: Rows
     dirty: Rows
     erased: list[str]
+    withheld: list[int] = field(default_factory=list)
     overflowed: list[Refusal] = field(default_factory=list)
+
+    def moves(self, table: CustomerTable) -> dict[tuple[str, str, str, str], int]:
+        """How many changes there are of each dimension, label before, label after ("" for none) and cause."""
+        changes = self.changes
+        keys = np.stack([changes.dimension, changes.before, changes.after, changes.cause], axis=1)
+        every, counts = np.unique(keys, axis=0, return_counts=True)
+        return {
+            (table.dimensions[d], *("" if code < 0 else table.labels[d][code] for code in (old, new)), CAUSES[cause]): n
+            for (d, old, new, cause), n in zip(every.tolist(), counts.tolist(), strict=True)
+        }
+
+
+def nothing(time: int) -> Outcome:
+    """No change, and time at an instant."""
+    none = np.empty(0, dtype=np.int64)
+    return Outcome(time, Changes.none(0), Wire(), none, none, [])
 
 
 class _Work(NamedTuple):
@@ -73,13 +72,31 @@ class _Work(NamedTuple):
     touched: list[Rows]
     told_until: int
 
+    def show_labels(self, table: CustomerTable, first: int) -> None:
+        """Complete what was found from ``first`` on: each change shows all labels after its event or instant."""
+        for i in range(first, len(self.found)):
+            self.found[i] = self.found[i]._replace(segments=table.label[self.found[i].row])
+
 
 class Segmenter:
-    """The policy applied to customer tables. Stateless: everything it remembers is in the table."""
+    """The policy applied to customer tables. Stateless: everything it remembers is in the table.
 
-    def __init__(self, policy: Policy) -> None:
+    ``activation`` is what is in force, with its cut-offs, and ``since`` the shard's time from which on it is.
+    """
+
+    def __init__(self, policy: Policy, activation: Activation | None = None, since: int = NEVER) -> None:
         self.policy = policy
-        self.dimensions = dimensions_of(policy)
+        self.activation = activation
+        self.since = since
+        self.cutoffs = Cutoffs() if activation is None else activation.cutoffs
+        self.number = 0 if activation is None else activation.number
+        self.dimensions = dimensions_of(policy, self.cutoffs)
+        self._writer = WireWriter(policy, self.cutoffs, NEVER if activation is None else activation.instant)
+        names = [dimension.name for dimension in self.dimensions]
+        #: For each dimension, which earlier ones its labels are made of.
+        self._made_of = [[i for i, name in enumerate(names) if name in each.reads] for each in self.dimensions]
+        self._dwell = [getattr(each, "dwell", None) for each in policy.dimensions.values()]
+        self._scored = [isinstance(each, Scored) for each in policy.dimensions.values()]
 
     def apply(
         self,
@@ -88,20 +105,23 @@ class Segmenter:
         times: Instants,
         backfill: NDArray[np.bool_],
         told_until: int = NEVER,
+        most: int | None = None,
     ) -> Outcome:
         """Fold a batch into the table.
 
         ``times`` is the shard's time at each record, never decreasing; ``backfill`` whether it is history. So is
-        every deadline before ``told_until``.
+        every deadline before ``told_until``. Of the rows that no record touches, the deadlines of at most ``most``
+        are applied.
         """
         work = _Work(times, [], [], told_until)
         refused: list[int] = []
         events = np.flatnonzero(batch.kind != Kind.TICK)
         rows = table.place([batch.customer[i] for i in events.tolist()])
+        codes = codes_of(table, batch)
         for part in rounds(rows):
-            refused += self._round(table, batch, events[part], rows[part], work)
+            refused += self._round(table, batch, codes, events[part], rows[part], work)
         if len(times):
-            self._pass_due(table, int(times[-1]), None, work)
+            self._pass_due(table, int(times[-1]), most, work)
         overflowed = [_overflow(batch, position) for position in sorted(refused)]
         return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
 
@@ -117,25 +137,78 @@ class Segmenter:
         nothing = np.empty(0, dtype=np.int64)
         return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
 
+    def resume(self, table: CustomerTable, settled: int, time: int) -> None:
+        """Find the deadlines of all rows of a table that has just been loaded.
+
+        Every deadline before ``settled`` has been applied, and those of rows that events have touched up to ``time``.
+        """
+        rows = table.rows
+        at, now = np.full(len(rows), settled, dtype=np.int64), np.full(len(rows), time, dtype=np.int64)
+        for d, dimension in enumerate(self.dimensions):
+            deadline = self._next_deadline(table, rows, d, at)
+            dwell = self._dwell[d]
+            if dwell is not None:
+                held = (dimension.label(table, rows, now) != table.label[rows, d]) & (deadline >= time)
+                deadline = np.where(held, np.maximum(table.changed_at[rows, d] + dwell, settled), deadline)
+            table.deadline[rows, d] = deadline
+        self._relabel(table, rows[table.activation[rows] < self.number])
+        table.note_deadlines(rows)
+
+    def adopt(self, table: CustomerTable) -> None:
+        """Make every label that this activation changes due; its rows move with the next deadlines."""
+        self._relabel(table, table.rows)
+
+    def _relabel(self, table: CustomerTable, rows: Rows) -> None:
+        if self.activation is None or not len(rows):
+            return
+        by_policy = self.activation.cause == "policy"
+        at = np.full(len(rows), self.since, dtype=np.int64)
+        for d, dimension in enumerate(self.dimensions):
+            # What is made of other dimensions follows when they move.
+            if by_policy or self._scored[d]:
+                moved = dimension.label(table, rows, at) != table.label[rows, d]
+                due = at - 1
+                dwell = self._dwell[d]
+                if dwell is not None and not by_policy:
+                    due = np.maximum(due, table.changed_at[rows, d] + dwell)
+                table.deadline[rows, d] = np.where(moved, due, self._next_deadline(table, rows, d, at))
+        table.note_deadlines(rows)
+
+    def _next_deadline(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> Instants:
+        """When time alone may move the rows' labels next, not before ``at`` nor within the dimension's dwell."""
+        deadline = self.dimensions[d].deadline(table, rows, at)
+        dwell = self._dwell[d]
+        if dwell is None:
+            return deadline
+        return np.where(deadline < FOREVER, np.maximum(deadline, table.changed_at[rows, d] + dwell), FOREVER)
+
     def _round(
-        self, table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, work: _Work
+        self,
+        table: CustomerTable,
+        batch: EventBatch,
+        codes: Codes,
+        positions: NDArray[np.int64],
+        rows: Rows,
+        work: _Work,
     ) -> list[int]:
         """One event for each of ``rows``. Returns the positions that would overflow a total."""
-        times = work.times[positions]
-        self._pass_deadlines(table, rows, times, work)
+        self._pass_deadlines(table, rows, work.times[positions], work)
         erasing = batch.kind[positions] == Kind.ERASURE
         if erasing.any():
             self._erase(table, batch, positions[erasing], rows[erasing], work)
             positions, rows = positions[~erasing], rows[~erasing]
-        folded = fold(table, batch, positions, rows)
+        folded = fold(table, batch, positions, rows, codes)
         refused: list[int] = positions[folded.overflowed].tolist()
         if not folded.counted.all():
             positions, rows = positions[folded.counted], rows[folded.counted]
-        times = work.times[positions]
+        times, found, changed = work.times[positions], len(work.found), set(folded.changed)
         for d, dimension in enumerate(self.dimensions):
+            if changed.isdisjoint(dimension.reads):
+                continue
             after = dimension.label(table, rows, times)
             moved = np.flatnonzero(after != table.label[rows, d])
             if len(moved):
+                changed.add(dimension.name)
                 p, r, t, label = positions[moved], rows[moved], times[moved], after[moved]
                 occurred, previous = batch.occurred_at[p], table.changed_at[r, d]
                 # Late: an earlier change is overtaken, or time has already overtaken what the event did.
@@ -143,14 +216,16 @@ class Segmenter:
                 cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
                 effective = np.where(late, np.maximum(t, previous), occurred)
                 self._move(table, r, d, label, cause, effective, effective, p, p, work)
-            table.set_deadline(rows, d, dimension.deadline(table, rows, times))
+            table.deadline[rows, d] = self._next_deadline(table, rows, d, times)
+        table.note_deadlines(rows)
+        work.show_labels(table, found)
         return refused
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
         """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
         rows = table.due(instant)
         if most is not None and len(rows) > most:
-            soonest = table.deadline[rows].min(axis=1)
+            soonest = table.soonest[rows]
             order = np.argpartition(soonest, most)
             # No further than to the earliest deadline left, which is the shard's time for whoever loads it next.
             rows, instant = rows[order[:most]], int(soonest[order[most]]) + 1
@@ -161,30 +236,52 @@ class Segmenter:
         if table.earliest_deadline >= before.max(initial=NEVER):
             return
         while len(rows):
-            nearest = table.deadline[rows].argmin(axis=1)
-            deadline = table.deadline[rows, nearest]
-            due = deadline < before
+            soonest = table.soonest[rows]
+            due = soonest < before
             if not due.all():
-                rows, before, nearest, deadline = rows[due], before[due], nearest[due], deadline[due]
+                rows, before, soonest = rows[due], before[due], soonest[due]
             if not len(rows):
                 return
             work.touched.append(rows)
-            decided = np.searchsorted(work.times, deadline, side="right")
+            found = len(work.found)
+            decided = np.searchsorted(work.times, soonest, side="right")
+            # Set anew for rows that were not yet labelled under the activation: it is what is due.
+            renewed = (table.activation[rows] < self.number) & (soonest == self.since - 1)
+            moved: dict[int, NDArray[np.bool_]] = {}
             for d, dimension in enumerate(self.dimensions):
-                here = np.flatnonzero(nearest == d)
-                r, at = rows[here], deadline[here]
+                affected = table.deadline[rows, d] == soonest
+                for other in self._made_of[d]:
+                    if other in moved:
+                        affected |= moved[other]
+                here = np.flatnonzero(affected)
+                if not len(here):
+                    continue
+                r, at = rows[here], soonest[here]
                 after = dimension.label(table, r, at + 1)
-                moved = np.flatnonzero(after != table.label[r, d])
-                m, since = r[moved], at[moved]
-                cause = np.full(len(m), TIME, dtype=np.int8)
-                none = np.full(len(m), NO_EVENT, dtype=np.int64)
-                self._move(table, m, d, after[moved], cause, since, since + 1, decided[here][moved], none, work)
-                table.set_deadline(r, d, dimension.deadline(table, r, at + 1))
+                differs = after != table.label[r, d]
+                if differs.any():
+                    m = here[differs]
+                    moved[d] = np.zeros(len(rows), dtype=np.bool_)
+                    moved[d][m] = True
+                    cause = np.where(renewed[m], self._renewal, TIME).astype(np.int8)
+                    effective = soonest[m] + renewed[m]
+                    none = np.full(len(m), NO_EVENT, dtype=np.int64)
+                    self._move(
+                        table, rows[m], d, after[differs], cause, effective, soonest[m] + 1, decided[m], none, work
+                    )
+                table.deadline[r, d] = self._next_deadline(table, r, d, at + 1)
+            table.note_deadlines(rows)
+            work.show_labels(table, found)
+
+    @property
+    def _renewal(self) -> int:
+        return TIME if self.activation is None else CAUSES.index(self.activation.cause)
 
     def _erase(
         self, table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, work: _Work
     ) -> None:
         """Forget the rows' customers, publishing a change to no segment in each dimension that had one."""
+        found = len(work.found)
         before = table.label[rows].copy()
         changed_at, sequence = table.changed_at[rows].copy(), table.sequence[rows].copy()
         table.clear(rows)
@@ -197,6 +294,7 @@ class Segmenter:
             cause = _CAUSE_OF_KIND[batch.kind[p]]
             after = np.full(len(r), NO_LABEL, dtype=np.int16)
             self._move(table, r, d, after, cause, effective, effective, p, p, work)
+        work.show_labels(table, found)
         table.clear(rows)
 
     def _move(
@@ -231,7 +329,7 @@ class Segmenter:
                 table.orders[rows],
                 table.net(rows),
                 table.last_purchase_at[rows],
-                table.label[rows],
+                np.empty(0, dtype=np.int16),
             )
         )
 
@@ -248,11 +346,23 @@ class Segmenter:
         touched = np.unique(np.concatenate([rows, *work.touched]))
         changes = _in_order(work.found, table, len(self.dimensions))
         published = self._wire(table, batch, changes, work, backfill)
+        withheld = self._withheld(table, changes)
         blank = table.is_blank(touched)
-        gone = touched[blank]
+        gone, dirty = touched[blank], touched[~blank]
+        table.activation[dirty] = self.number
         erased = [table.customer[row] for row in gone.tolist()]
         table.free(gone)
-        return Outcome(time, changes, published, touched, touched[~blank], erased, overflowed)
+        return Outcome(time, changes, published, touched, dirty, erased, withheld, overflowed)
+
+    def _withheld(self, table: CustomerTable, changes: Changes) -> list[int]:
+        """Positions of moves into segments that are too small to be published."""
+        found: list[int] = []
+        for d, (name, dimension) in enumerate(self.policy.dimensions.items()):
+            if dimension.viable is not None and not dimension.viable.publish:
+                small = [c for c, label in enumerate(dimension.labels) if f"{name}:{label}" in self.cutoffs.small]
+                if small:
+                    found += np.flatnonzero((changes.dimension == d) & np.isin(changes.after, small)).tolist()
+        return sorted(found)
 
     def _wire(
         self,
@@ -261,62 +371,15 @@ class Segmenter:
         changes: Changes,
         work: _Work,
         backfill: NDArray[np.bool_],
-    ) -> list[SegmentChanged]:
+    ) -> Wire:
         """The changes as they are published, in the same order."""
-        policy, money = self.policy, self.policy.converter
-        names = [dimension.name for dimension in self.dimensions]
-        labels: list[tuple[str | None, ...]] = [(*dimension.labels, None) for dimension in self.dimensions]
-        told = (changes.event == NO_EVENT) & (changes.effective_at < work.told_until)
-        known = changes.orders > 0
-        recency = np.maximum((changes.effective_at - np.where(known, changes.last_purchase_at, 0)) // DAY, 0)
-        rows = zip(
-            [table.customer[row] for row in changes.row.tolist()],
-            changes.dimension.tolist(),
-            changes.before.tolist(),
-            changes.after.tolist(),
-            changes.cause.tolist(),
-            changes.effective_at.tolist(),
-            format_column(changes.effective_at),
-            format_column(work.times[changes.decided]),
-            (backfill[changes.decided] | told).tolist(),
-            changes.event.tolist(),
-            changes.sequence.tolist(),
-            changes.orders.tolist(),
-            changes.net.tolist(),
-            recency.tolist(),
-            changes.segments.tolist(),
-            strict=True,
-        )
-        published: list[SegmentChanged] = []
-        for (customer, d, old, new, cause, instant, effective, decided, history, position, sequence, orders, net,
-             days, segments) in rows:  # fmt: skip
-            event_id = batch.event_id[position] if batch is not None and position != NO_EVENT else None
-            source = f"deadline:{instant}" if event_id is None else f"event:{event_id}"
-            before, after = labels[d][old], labels[d][new]
-            published.append(
-                {
-                    "change_id": change_id(customer, names[d], before, after, source),
-                    "customer_id": customer,
-                    "sequence": sequence,
-                    "dimension": names[d],
-                    "from": before,
-                    "to": after,
-                    "cause": CAUSES[cause],
-                    "event_id": event_id,
-                    "effective_at": effective,
-                    "decided_at": decided,
-                    "policy_version": policy.version,
-                    "backfill": history,
-                    "rfm": {
-                        "recency_days": days if orders else None,
-                        "frequency": orders,
-                        "monetary": money.text(net),
-                        "currency": money.base,
-                    },
-                    "segments": {name: texts[code] for name, texts, code in zip(names, labels, segments, strict=True)},
-                }
-            )
-        return published
+        history = backfill[changes.decided] | ((changes.event == NO_EVENT) & (changes.effective_at < work.told_until))
+        if self.activation is not None:
+            # The first cut-offs of all label everybody, which is no move that anybody made.
+            begun = (changes.before == NO_LABEL) & (self.activation.cause == "population")
+            history |= (changes.cause > LATE) & (self.activation.backfill | begun)
+        events = () if batch is None else batch.event_id
+        return self._writer.write(table, changes, events, work.times, history)
 
 
 def _overflow(batch: EventBatch, position: int) -> Refusal:
@@ -331,11 +394,7 @@ def _overflow(batch: EventBatch, position: int) -> Refusal:
 def _in_order(found: list[Changes], table: CustomerTable, dimensions: int) -> Changes:
     """All changes by deciding record, lapse before event, deadline, customer_id, dimension."""
     if not found:
-        none = np.empty(0, dtype=np.int64)
-        return Changes(
-            none, none, none.astype(np.int16), none.astype(np.int16), none.astype(np.int8), none, none, none, none,
-            none, none, none, np.empty((0, dimensions), dtype=np.int16),
-        )  # fmt: skip
+        return Changes.none(dimensions)
     columns: list[Any] = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     every = Changes(*columns)
     by_event = every.event != NO_EVENT

@@ -18,6 +18,8 @@ NO_LABEL: Final = -1
 #: The attribute code of a value that was never seen.
 NO_VALUE: Final = -1
 OTHER: Final = "(other)"
+#: Distinct texts counted apart in one tally of a shard; all further ones count as "(other)".
+MOST_TALLIED: Final = 64
 
 
 class AttributeValues:
@@ -26,13 +28,13 @@ class AttributeValues:
     def __init__(self, most: int, texts: Iterable[str] = ()) -> None:
         self.texts = list(texts)
         self._codes = {text: code for code, text in enumerate(self.texts)}
-        self._most = most
+        self.most = most
 
     def code(self, text: str) -> int:
         """The text's code, a new one if there is room."""
         code = self._codes.get(text)
         if code is None:
-            if len(self.texts) >= self._most and text != OTHER:
+            if len(self.texts) >= self.most and text != OTHER:
                 return self.code(OTHER)
             code = self._codes[text] = len(self.texts)
             self.texts.append(text)
@@ -47,20 +49,28 @@ class CustomerTable:
     """Columns of customer state. Instants are int64 microseconds, money is in minor units of the base currency.
 
     Absent instants are NEVER in columns that keep the latest and FOREVER in columns that keep the earliest. The
-    columns are longer than the number of customers; rows that are not in use are blank.
+    columns are longer than the number of customers; rows that are not in use are blank. ``score`` is the sum of survey
+    scores in hundredths, a ``number`` that was never seen is NaN, ``soonest`` is each row's earliest deadline.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.dimensions = tuple(policy.dimensions)
+        #: Each dimension's segments by code; beyond those of the policy, retired ones that rows still bear.
+        self.labels = [list(dimension.labels) for dimension in policy.dimensions.values()]
         self.attributes = policy.attributes.keep
-        self.values = {name: AttributeValues(policy.attributes.max_values) for name in self.attributes}
+        self.numbers = policy.attributes.numbers
+        self.tallies = policy.tallies
+        self.values = {
+            **{name: AttributeValues(policy.attributes.max_values) for name in self.attributes},
+            **{tally.name: AttributeValues(MOST_TALLIED) for tally in self.tallies},
+        }
         self.index: dict[str, int] = {}
         self.customer: list[str] = []
         self._free: list[int] = []
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
-        size, dims, attrs = 0, len(self.dimensions), len(self.attributes)
+        size, dims, attrs, numbers = 0, len(self.dimensions), len(self.attributes), len(self.numbers)
         self.signed_up_at = np.full(size, FOREVER, dtype=np.int64)
         self.first_purchase_at = np.full(size, FOREVER, dtype=np.int64)
         self.last_purchase_at = np.full(size, NEVER, dtype=np.int64)
@@ -68,20 +78,30 @@ class CustomerTable:
         self.refunds = np.zeros(size, dtype=np.int64)
         self.gross = np.zeros(size, dtype=np.int64)
         self.refunded = np.zeros(size, dtype=np.int64)
+        self.surveys = np.zeros(size, dtype=np.int64)
+        self.score = np.zeros(size, dtype=np.int64)
+        #: The number of the activation under which the row was last labelled.
+        self.activation = np.zeros(size, dtype=np.int64)
         self.sequence = np.zeros(size, dtype=np.int64)
         self.label = np.full((size, dims), NO_LABEL, dtype=np.int16)
         self.changed_at = np.full((size, dims), NEVER, dtype=np.int64)
         self.deadline = np.full((size, dims), FOREVER, dtype=np.int64)
+        self.soonest = np.full(size, FOREVER, dtype=np.int64)
         self.value = np.full((size, attrs), NO_VALUE, dtype=np.int32)
         self.value_at = np.full((size, attrs), NEVER, dtype=np.int64)
+        self.number = np.full((size, numbers), np.nan, dtype=np.float64)
+        self.number_at = np.full((size, numbers), NEVER, dtype=np.int64)
+        #: For each tally, the weight of each of its dictionary's texts; columns are added as texts are met.
+        self.tally = {tally.name: np.zeros((size, 1), dtype=np.float64) for tally in self.tallies}
         self.seen = np.zeros((size, policy.events.remembered_ids), dtype=np.uint64)
         self.seen_count = np.zeros(size, dtype=np.int64)
         self._blank = {
             name: column.dtype.type(fill)
             for name, fill in {
                 "signed_up_at": FOREVER, "first_purchase_at": FOREVER, "last_purchase_at": NEVER, "orders": 0,
-                "refunds": 0, "gross": 0, "refunded": 0, "sequence": 0, "label": NO_LABEL, "changed_at": NEVER,
-                "deadline": FOREVER, "value": NO_VALUE, "value_at": NEVER, "seen": 0, "seen_count": 0,
+                "refunds": 0, "gross": 0, "refunded": 0, "surveys": 0, "score": 0, "activation": 0, "sequence": 0,
+                "label": NO_LABEL, "changed_at": NEVER, "deadline": FOREVER, "soonest": FOREVER, "value": NO_VALUE,
+                "value_at": NEVER, "number": np.nan, "number_at": NEVER, "seen": 0, "seen_count": 0,
             }.items()
             for column in [getattr(self, name)]
         }  # fmt: skip
@@ -124,17 +144,34 @@ class CustomerTable:
             grown = np.full((size, *column.shape[1:]), blank, dtype=column.dtype)
             grown[: len(column)] = column
             setattr(self, name, grown)
+        for name, weights in self.tally.items():
+            self.tally[name] = np.zeros((size, weights.shape[1]), dtype=np.float64)
+            self.tally[name][: len(weights)] = weights
+
+    def widen(self, tally: str, width: int) -> None:
+        """Make room for at least ``width`` texts of a tally. Widths are powers of two: few layouts, few copies."""
+        weights = self.tally[tally]
+        if weights.shape[1] < width:
+            more = (1 << (width - 1).bit_length()) - weights.shape[1]
+            self.tally[tally] = np.pad(weights, ((0, 0), (0, more)))
+
+    def label_code(self, dimension: int, text: str) -> int:
+        """The code of a segment that rows bear; one that the policy does not have becomes a retired one."""
+        labels = self.labels[dimension]
+        if text not in labels:
+            labels.append(text)
+        return labels.index(text)
 
     def clear(self, rows: Rows) -> None:
         """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
         for name, blank in self._blank.items():
             getattr(self, name)[rows] = blank
+        for weights in self.tally.values():
+            weights[rows] = 0
 
     def is_blank(self, rows: Rows) -> NDArray[np.bool_]:
         """Whether nothing is known about the rows' customers."""
-        nothing: NDArray[np.bool_] = (
-            (self.signed_up_at[rows] == FOREVER) & (self.orders[rows] == 0) & (self.refunds[rows] == 0)
-        )
+        nothing: NDArray[np.bool_] = self.seen_count[rows] == 0
         return nothing
 
     def free(self, rows: Rows) -> None:
@@ -148,18 +185,17 @@ class CustomerTable:
         """Monetary: purchases less refunds, in minor units."""
         return self.gross[rows] - self.refunded[rows]
 
-    def set_deadline(self, rows: Rows, dimension: int, deadline: NDArray[np.int64]) -> None:
-        """When time alone moves each row's label next; FOREVER if never."""
-        self.deadline[rows, dimension] = deadline
-        if len(deadline):
-            self.earliest_deadline = min(self.earliest_deadline, int(deadline.min()))
+    def note_deadlines(self, rows: Rows) -> None:
+        """Note that deadlines of ``rows`` have been set."""
+        soonest = self.deadline[rows].min(axis=1, initial=FOREVER)
+        self.soonest[rows] = soonest
+        self.earliest_deadline = min(self.earliest_deadline, int(soonest.min(initial=FOREVER)))
 
     def due(self, instant: int) -> Rows:
         """Rows with a deadline before ``instant``."""
         if self.earliest_deadline >= instant:
             return np.empty(0, dtype=np.int64)
-        used = len(self.customer)
-        soonest = self.deadline[:used].min(axis=1) if len(self.dimensions) > 1 else self.deadline[:used, 0]
+        soonest = self.soonest[: len(self.customer)]
         rows = np.flatnonzero(soonest < instant)
         if not len(rows):
             self.earliest_deadline = int(soonest.min(initial=FOREVER))

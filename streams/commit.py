@@ -10,20 +10,27 @@ from typing import Final, NamedTuple
 import orjson
 
 from models.changes import DeadLetter, SegmentChanged
+from models.counts import Count
 from models.errors import StateError
 from models.events import Role
+from models.instants import NEVER
 from models.rows import Layout
+from models.wire import Wire
 
 _ENTRY_FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
 class OutboxEntry:
-    """Everything one commit has to publish. ``id`` is ``<the commit's number>-<owner's token>``."""
+    """Everything one commit has to publish. ``id`` is ``<the commit's number>-<owner's token>``.
+
+    The changes at the positions ``withheld`` show in snapshots only.
+    """
 
     id: str
     changes: Sequence[SegmentChanged]
     dead_letters: Sequence[DeadLetter]
+    withheld: Sequence[int] = ()
 
     @property
     def number(self) -> int:
@@ -31,14 +38,20 @@ class OutboxEntry:
         return int(self.id.partition("-")[0])
 
     @cached_property
+    def wire(self) -> Wire:
+        """The changes as they are published."""
+        return Wire.of(self.changes)
+
+    @property
     def values(self) -> Sequence[bytes]:
         """The changes as JSON, once for the store and for the topic."""
-        return [orjson.dumps(change) for change in self.changes]
+        return self.wire.values
 
     def encode(self) -> bytes:
         """The entry as stored: JSON."""
-        changes = [orjson.Fragment(value) for value in self.values]
-        return orjson.dumps({"format": _ENTRY_FORMAT, "changes": changes, "dead_letters": self.dead_letters})
+        rest = orjson.dumps({"dead_letters": self.dead_letters, "withheld": self.withheld})
+        # Joined by hand: the changes are text already, and most of an entry.
+        return b'{"format":%d,"changes":[%b],%b' % (_ENTRY_FORMAT, b",".join(self.values), rest[1:])
 
     @classmethod
     def decode(cls, entry_id: str, stored: bytes) -> OutboxEntry:
@@ -47,16 +60,9 @@ class OutboxEntry:
             entry = orjson.loads(stored)
             if entry["format"] != _ENTRY_FORMAT:
                 raise StateError(f"outbox entry {entry_id} was stored in format {entry['format']}; run a newer version")
-            return cls(entry_id, entry["changes"], entry["dead_letters"])
+            return cls(entry_id, entry["changes"], entry["dead_letters"], entry.get("withheld", ()))
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise StateError(f"outbox entry {entry_id} is damaged; restore the store from a backup") from None
-
-
-class Count(NamedTuple):
-    """Size of a segment: customers, and their revenue in minor units of the base currency."""
-
-    customers: int
-    revenue: int
 
 
 class Range(NamedTuple):
@@ -73,6 +79,10 @@ class ShardCommit:
     ``token``, ``number`` and the ranges' starts are the guard: ``number`` is one more than the number of the shard's
     commits so far, so that a commit that was sent twice is written once even if it covers no range. ``segments`` has
     every ``dimension:label`` of the policy with its size, ``values`` every new ``attribute:code`` with its text.
+
+    ``time`` is the shard's time, ``settled`` the instant before which every deadline has been applied: it is earlier
+    while many are applied in slices. ``activation`` is the one in force, ``since`` the shard's time from which on it
+    is. ``summary`` is the shard's population as of an instant, ``forget`` the instant of one that nobody needs.
     """
 
     shard: int
@@ -80,6 +90,9 @@ class ShardCommit:
     number: int
     ranges: Mapping[Role, Range]
     time: int
+    settled: int
+    activation: int
+    since: int
     policy_version: int
     layout: Layout
     rows: Sequence[tuple[str, bytes]]
@@ -87,6 +100,8 @@ class ShardCommit:
     segments: Mapping[str, Count]
     values: Mapping[str, str]
     entry: OutboxEntry | None
+    summary: tuple[int, bytes] | None = None
+    forget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +110,8 @@ class ShardHeader:
 
     ``commits`` is how many commits there were, ``offsets`` the next offset to read of each topic,
     ``backfill_until`` the offset below which records are history since the shard's first start, ``time`` the shard's
-    time or None before the first commit.
+    time or None before the first commit. ``settled``, ``activation`` and ``since`` are those of the last commit,
+    ``summarised`` is the instant of the last population summary or None.
     """
 
     offsets: Mapping[Role, int] = field(default_factory=dict)
@@ -106,3 +122,7 @@ class ShardHeader:
     entries: Sequence[OutboxEntry] = ()
     owner: str | None = None
     commits: int = 0
+    settled: int | None = None
+    activation: int = 0
+    since: int = NEVER
+    summarised: int | None = None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from models.counts import Count
 from models.instants import FOREVER, NEVER, format_instant
 from models.money import Converter
 from models.rows import Unpacked, unpack
-from streams.commit import Count
 from streams.ports import StateStore
 
 
@@ -19,26 +19,30 @@ def _instant(value: int) -> str | None:
 def described(unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
     """Unpacked rows, one dictionary a customer; amounts are decimal texts, instants RFC 3339, absent is None."""
     layout = unpacked.layout
-    money = Converter(layout.currency, {})
+    money, names = Converter(layout.currency, {}), layout.head.names or ()
     for customer, row in zip(unpacked.customers, unpacked.head.tolist(), strict=True):
-        (_, _, signed_up, first, last, orders, refunds, gross, refunded, label, _, value, _, _) = row
+        known = dict(zip(names, row, strict=True))
+        gross, refunded, surveys = known["gross"], known["refunded"], known.get("surveys", 0)
         yield {
             "customer_id": customer,
-            "signed_up_at": _instant(signed_up),
-            "first_purchase_at": _instant(first),
-            "last_purchase_at": _instant(last),
-            "orders": orders,
-            "refunds": refunds,
+            "signed_up_at": _instant(known["signed_up_at"]),
+            "first_purchase_at": _instant(known["first_purchase_at"]),
+            "last_purchase_at": _instant(known["last_purchase_at"]),
+            "orders": known["orders"],
+            "refunds": known["refunds"],
             "gross": money.text(gross),
             "refunded": money.text(refunded),
             "net": money.text(gross - refunded),
             "currency": layout.currency,
+            "surveys": surveys,
+            "satisfaction": round(known["score"] / surveys / 100, 2) if surveys else None,
             "attributes": {
-                name: values[name][code] for name, code in zip(layout.attributes, value, strict=True) if code >= 0
+                **{n: values[n][code] for n, code in zip(layout.attributes, known["value"], strict=True) if code >= 0},
+                **{n: each for n, each in zip(layout.numbers, known.get("number", ()), strict=True) if each == each},
             },
             "segments": {
                 name: labels[code] if code >= 0 else None
-                for (name, labels), code in zip(layout.labels.items(), label, strict=True)
+                for (name, labels), code in zip(layout.labels.items(), known["label"], strict=True)
             },
         }
 
@@ -68,7 +72,6 @@ def segment_sizes(store: StateStore, partitions: int) -> tuple[dict[str, Count],
     currency = ""
     for shard in range(partitions):
         currency = next((layout.currency for layout in store.header(shard).layouts.values()), currency)
-        for name, (customers, revenue) in store.segments(shard).items():
-            known = sizes.get(name, Count(0, 0))
-            sizes[name] = Count(known.customers + customers, known.revenue + revenue)
+        for name, count in store.segments(shard).items():
+            sizes[name] = sizes.get(name, Count(0, 0)).plus(count)
     return dict(sorted(sizes.items())), currency

@@ -5,7 +5,8 @@ SegmenterError
 │   ├── StoreUnavailable   Redis did not answer, or refused a write
 │   ├── KafkaUnavailable   Kafka did not answer about a partition
 │   ├── StaleOwner         another worker owns the shard now
-│   └── LostBatch          the batch does not begin where the stored offset ends
+│   ├── LostBatch          the batch does not begin where the stored offset ends
+│   └── PolicyChanged      another policy is in force
 └── Stop                   the worker ends with this sentence and a non-zero exit code
     ├── ConfigurationError a setting or file cannot be used
     ├── ServiceUnavailable Kafka or Redis cannot be reached at start
@@ -37,6 +38,10 @@ class StaleOwner(Recoverable):
 
 class LostBatch(Recoverable):
     """Records between the stored offset and the batch are missing; nothing of the commit was written."""
+
+
+class PolicyChanged(Recoverable):
+    """Another policy has been activated; what was read under the one before is read again."""
 
 
 class Stop(SegmenterError):

@@ -1,11 +1,12 @@
-"""Generate synthetic customer events (signup, purchase, refund) that are realistic and repeatable.
+"""Generate synthetic customer events (signup, purchase, refund, survey, profile) that are realistic and repeatable.
 
 Sources of the formulas:
 - When customers buy: the BG/NBD model. P. Fader, B. Hardie, K. L. Lee, "Counting Your Customers the Easy Way:
   An Alternative to the Pareto/NBD Model", Marketing Science 24(2), 2005, 275-284.
 - How much they spend: the gamma-gamma model. P. Fader, B. Hardie, "The Gamma-Gamma Model of Monetary Value",
   2013, http://www.brucehardie.com/notes/025/gamma_gamma.pdf.
-Everything else here (countries, channels, attributes, refunds) is invented, with plain made-up weights.
+Everything else here (countries, channels, attributes, refunds, surveys, profiles) is invented, with plain made-up
+weights.
 """
 
 import heapq
@@ -25,6 +26,8 @@ CATEGORIES = {"grocery": 0.32, "fashion": 0.23, "home": 0.20, "electronics": 0.1
 GENDERS = {"female": 0.50, "male": 0.47, "other": 0.03}
 EDUCATIONS = {"secondary": 0.45, "bachelor": 0.35, "master": 0.17, "doctorate": 0.03}
 FAMILY_STATUSES = {"single": 0.38, "married": 0.46, "divorced": 0.11, "widowed": 0.05}
+HOBBIES = {"reading": 0.24, "cooking": 0.20, "running": 0.16, "gym": 0.15, "gardening": 0.14, "fashion": 0.11}
+SCORES = {1: 0.04, 2: 0.06, 3: 0.15, 4: 0.35, 5: 0.40}  # 5: very satisfied
 INDUSTRIES = {"": 0.40, "services": 0.22, "technology": 0.14, "health": 0.13, "trade": 0.11}  # "": unknown
 
 USUAL_CHANNEL = 0.85  # chance that a purchase uses the customer's preferred channel; else any channel
@@ -32,6 +35,11 @@ USUAL_CATEGORY = 0.70  # the same for the category
 SIGNUP_TO_PURCHASE_DAYS = 3.0  # mean (exponential) wait between a signup and the first purchase
 REFUND_DAYS = (1.0, 30.0)  # a refund comes this long after its purchase, uniformly
 FULL_REFUND = 0.6  # share of refunds that return the whole amount; the rest return 10 % to 90 %
+SURVEY_DAYS = (1.0, 10.0)  # a survey is answered this long after its purchase, uniformly
+MEDIAN_INCOME, INCOME_SIGMA = 42_000, 0.45  # a year's, log-normal, in `currency`
+NEXT_FAMILY_STATUS = {"single": "married", "married": "divorced", "divorced": "married", "widowed": "married"}
+RAISE = (0.05, 0.40)  # share by which a new income exceeds the old one, uniformly
+LETTERS = {"signup": "s", "purchase": "p", "refund": "r", "survey": "v", "profile": "a"}  # of event ids
 MS_PER_DAY = 86_400_000
 
 Event = dict[str, Any]
@@ -52,6 +60,9 @@ class Population:
     signup_share: share of customers with a signup event before their first purchase; the others' first event
     is a purchase. never_buys: share of the signed-up customers that never buy.
     refund_share: share of purchases refunded once, partly or fully, 1 to 30 days later.
+    survey_share: share of purchases followed by an answered survey 1 to 10 days later, scores 1 to 5.
+    profile_share: share of the signed-up customers who send one profile event, uniformly over the rest of the
+    window, with another family status or a higher income.
     currency: ISO 4217 code, the same for all amounts.
     r, alpha, a, b: BG/NBD, time in weeks. Purchases per week ~ Gamma(shape r, rate alpha); the chance to
     leave after a repeat purchase ~ Beta(a, b). The paper's estimates for CDNOW (0.243, 4.414, 0.793, 2.426)
@@ -68,6 +79,8 @@ class Population:
     signup_share: float = 0.8
     never_buys: float = 0.1
     refund_share: float = 0.03
+    survey_share: float = 0.1
+    profile_share: float = 0.05
     currency: str = "USD"
     r: float = 0.8
     alpha: float = 6.0
@@ -82,17 +95,20 @@ class Population:
             raise ValueError("start must be timezone-aware")
         if min(self.customers, self.seed, self.acquisition_days) < 0 or self.days < 1:
             raise ValueError("customers, seed and acquisition_days must not be negative, days not below 1")
-        if not all(0 <= share <= 1 for share in (self.signup_share, self.never_buys, self.refund_share)):
-            raise ValueError("signup_share, never_buys and refund_share must lie in [0, 1]")
+        shares = (self.signup_share, self.never_buys, self.refund_share, self.survey_share, self.profile_share)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError(
+                "signup_share, never_buys, refund_share, survey_share and profile_share must lie in [0, 1]"
+            )
         shapes = (self.r, self.alpha, self.a, self.b, self.p, self.q - 1, self.gamma)
         if not all(0 < shape < np.inf for shape in shapes):
             raise ValueError("model parameters must be positive, and q above 1, else no mean amount exists")
 
 
 def generate(population: Population) -> Iterator[Event]:
-    """Yield all events by `occurred_at`; at equal times signups, purchases, refunds, each by event id.
+    """Yield all events by `occurred_at`; at equal times in the order of LETTERS, each kind by event id.
 
-    Purchases and refunds carry no attributes. All random numbers are drawn before the first event.
+    Only signups and profiles carry attributes. All random numbers are drawn before the first event.
     """
     pop, n = population, population.customers
     rng = np.random.Generator(np.random.PCG64(pop.seed))
@@ -135,7 +151,14 @@ def generate(population: Population) -> Iterator[Event]:
     refunds["occurred_at"] = _timestamps(pop, refunded_at[orders])
     refunds["amount"] = _amounts(np.maximum((cents * returned)[orders], 1).astype(np.int64))
 
-    kinds = {"signup": signups, "purchase": purchases, "refund": refunds}
+    # Drawn after all of the above: purchases and refunds do not depend on these.
+    known = signups["attributes"]
+    for attributes, more in zip(known, _more_attributes(rng, members.size), strict=True):
+        attributes.update(more)
+    surveys = _surveys(rng, pop, purchases["customer_id"], when)
+    profiles = _profiles(rng, pop, joined[members], signups["customer_id"], known)
+
+    kinds = dict(zip(LETTERS, (signups, purchases, refunds, surveys, profiles), strict=True))
     streams = [_events(pop, kind, columns) for kind, columns in kinds.items()]
     yield from heapq.merge(*streams, key=itemgetter("occurred_at"))  # stable: earlier streams win ties
 
@@ -160,10 +183,46 @@ def _purchase_times(rng: Rng, pop: Population, first: Floats) -> tuple[Ints, Flo
     return who[order], when[order]
 
 
+def _surveys(rng: Rng, pop: Population, customers: list[str], when: Floats) -> dict[str, list[Any]]:
+    """Answers to some of the purchases' surveys, by time."""
+    answered_at = when + rng.uniform(*SURVEY_DAYS, when.size)
+    score = rng.choice(list(SCORES), when.size, p=list(SCORES.values()))
+    asked = np.flatnonzero((rng.random(when.size) < pop.survey_share) & (answered_at < pop.days))
+    asked = asked[np.argsort(answered_at[asked], kind="stable")]
+    return {
+        "customer_id": [customers[i] for i in asked.tolist()],
+        "occurred_at": _timestamps(pop, answered_at[asked]),
+        "score": score[asked].tolist(),
+    }
+
+
+def _profiles(
+    rng: Rng, pop: Population, joined: Floats, customers: list[str], known: list[dict[str, Any]]
+) -> dict[str, list[Any]]:
+    """Some members' news, by time: each has either another family status or a higher income."""
+    size = joined.size
+    at = joined + rng.random(size) * (pop.days - joined)
+    higher, raised = rng.random(size) < 0.5, rng.uniform(*RAISE, size)
+    sending = np.flatnonzero(rng.random(size) < pop.profile_share)
+    sending = sending[np.argsort(at[sending], kind="stable")]
+    news: list[dict[str, Any]] = []
+    for i in sending.tolist():
+        if higher[i]:
+            income = known[i]["income"]
+            news.append({"income": income + max(round(income * raised[i] / 100), 1) * 100})
+        else:
+            news.append({"family_status": NEXT_FAMILY_STATUS[known[i]["family_status"]]})
+    return {
+        "customer_id": [customers[i] for i in sending.tolist()],
+        "occurred_at": _timestamps(pop, at[sending]),
+        "attributes": news,
+    }
+
+
 def _events(pop: Population, kind: str, columns: dict[str, list[Any]]) -> Iterator[Event]:
     """Rows of one kind of event, numbered in the order given."""
     for number, row in enumerate(zip(*columns.values(), strict=True)):
-        event_id = f"gen-{pop.seed}-{kind[0]}-{number:07d}"
+        event_id = f"gen-{pop.seed}-{LETTERS[kind]}-{number:07d}"
         yield {"event_id": event_id, "kind": kind, **dict(zip(columns, row, strict=True))}
 
 
@@ -178,6 +237,13 @@ def _attributes(rng: Rng, pop: Population, size: int) -> list[dict[str, Any]]:
     }
     rows = zip(*columns.values(), strict=True)
     return [{name: value for name, value in zip(columns, row, strict=True) if value != ""} for row in rows]
+
+
+def _more_attributes(rng: Rng, size: int) -> list[dict[str, Any]]:
+    """Signup attributes beyond those of `_attributes`, one dict per new member."""
+    incomes = np.rint(rng.lognormal(np.log(MEDIAN_INCOME), INCOME_SIGMA, size) / 100).astype(np.int64) * 100
+    hobbies = _draw(rng, HOBBIES, size).tolist()
+    return [{"income": income, "hobby": hobby} for income, hobby in zip(incomes.tolist(), hobbies, strict=True)]
 
 
 def _draw(rng: Rng, table: Table, size: int) -> Texts:

@@ -19,6 +19,11 @@ CUSTOMERS = Gauge(
     "Customers in each segment on this worker's shards; sum over workers.",
     ["dimension", "segment", "shard"],
 )
+MOVES = Gauge(
+    "segmenter_moves_per_customer",
+    "Segment changes since this worker took the shard, divided by the customers in the dimension's segments.",
+    ["dimension", "shard"],
+)
 BATCH_SIZE = Histogram(
     "segmenter_batch_records",
     "Records folded into one commit.",
@@ -75,6 +80,6 @@ LAST_PROGRESS = Gauge(
 
 def forget_shard(shard: str) -> None:
     """Drop the gauges of a shard that this worker no longer owns, so that sums over workers stay true."""
-    for gauge in (CUSTOMERS, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
+    for gauge in (CUSTOMERS, MOVES, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
         label = "partition" if gauge is CONSUMER_LAG else "shard"
         gauge.remove_by_labels({label: shard})

@@ -48,7 +48,7 @@ class Outbox:
         self._unremoved: list[str] = []
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
-        #: The shard's time of the last commit whose changes have all been acknowledged by the broker.
+        #: Every deadline before this instant has been applied, and its change acknowledged by the broker.
         self.published_time = NEVER
 
     def start(self, header: ShardHeader) -> None:
@@ -60,7 +60,8 @@ class Outbox:
         self._unremoved = []
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, NEVER, None))
-        self._queue.put_nowait(_Item(None, header.offsets, NEVER if header.time is None else header.time, None))
+        settled = header.time if header.settled is None else header.settled
+        self._queue.put_nowait(_Item(None, header.offsets, NEVER if settled is None else settled, None))
         self._count(len(header.entries) + 1)
         self._task = asyncio.create_task(self._run(), name=f"outbox-{self._shard}")
 
@@ -78,7 +79,7 @@ class Outbox:
     async def put(self, commit: ShardCommit, oldest: int | None) -> None:
         """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record."""
         offsets = {role: covered.end for role, covered in commit.ranges.items()}
-        await self._queue.put(_Item(commit.entry, offsets, commit.time, oldest))
+        await self._queue.put(_Item(commit.entry, offsets, commit.settled, oldest))
         self._count(1)
 
     def failed(self) -> BaseException | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from models.activation import Activation
+from models.counts import Count
 from models.events import Role
-from streams.commit import Count, OutboxEntry, ShardCommit, ShardHeader
+from models.population import Summary
+from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 
 
 class StateStore(Protocol):
@@ -43,6 +46,39 @@ class StateStore(Protocol):
 
     def segments(self, shard: int) -> Mapping[str, Count]:
         """Size of each segment by ``dimension:label``."""
+        ...
+
+    def latest_activation(self) -> int:
+        """The number of the latest activation, 0 if there is none."""
+        ...
+
+    def activation(self, number: int) -> Activation:
+        """One activation. Raises StateError if it is not there."""
+        ...
+
+    def policy_text(self, version: int) -> str | None:
+        """The TOML text of a policy that was ever activated."""
+        ...
+
+    def population(self) -> tuple[int, Summary] | None:
+        """The latest summary of all shards together, and the instant it was made as of."""
+        ...
+
+    def summarised(self, shard: int) -> Sequence[int]:
+        """The instants as of which summaries of the shard are kept, ascending."""
+        ...
+
+    def summary(self, shard: int, instant: int) -> Summary | None:
+        """The shard's population as of an instant, empty before its first, None while it is not known."""
+        ...
+
+    def activate(
+        self, activation: Activation, policy_text: str | None = None, population: Summary | None = None
+    ) -> bool:
+        """Append an activation, with its policy if that is new and the population its cut-offs are of.
+
+        Returns False, and does nothing, unless its number is one more than the latest.
+        """
         ...
 
     def commit(self, commit: ShardCommit) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -16,14 +16,22 @@ import numpy as np
 
 from models.batch import EventBatch, Reader, Record, Refusal, read
 from models.changes import dead_letter
-from models.counts import SegmentCounts
+from models.counts import Count, SegmentCounts
 from models.events import ROLES, Role
-from models.instants import NEVER, Instants
-from models.rows import layout_of, load, pack, relabel_deadlines, unpack
-from models.segmenter import Outcome, Segmenter
+from models.instants import FOREVER, NEVER, Instants
+from models.policy import Policy
+from models.population import Summary, summary_of
+from models.rows import layout_of, load, pack, unpack
+from models.segmenter import Outcome, nothing
 from models.table import AttributeValues, CustomerTable
-from streams.commit import Count, OutboxEntry, Range, ShardCommit, ShardHeader
+from streams.activations import Activations
+from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
 from streams.ports import StateStore
+
+#: Instants at which a shard is summarised while its time moves by one record, at most.
+MOST_SUMMARIES: Final = 1000
+#: Summaries of a shard that are kept.
+_KEPT_SUMMARIES: Final = 8
 
 
 class Clock(StrEnum):
@@ -48,29 +56,35 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one batch or instant did, and what must be committed for it."""
+    """What one batch or instant did, and what must be committed for it.
+
+    ``reload`` says that the shard must be loaded again after the commit: another policy is in force.
+    """
 
     commit: ShardCommit
     outcome: Outcome
+    reload: bool = False
 
 
 class BatchProcessor:
     """Holds one shard's table between commits."""
 
-    def __init__(self, shard: Shard, segmenter: Segmenter, store: StateStore, clock: Clock) -> None:
+    def __init__(self, shard: Shard, activations: Activations, store: StateStore, clock: Clock) -> None:
         self.shard: Final = shard
         self.clock: Final = clock
-        self._segmenter = segmenter
+        self.activations: Final = activations
         self._store = store
-        self._layout = layout_of(segmenter.policy, segmenter.dimensions)
+        self._segmenter = activations.segmenter(activations.latest, NEVER)
         self.token = ""
         self.time = NEVER
-        self.table = CustomerTable(segmenter.policy)
-        self.counts = SegmentCounts(segmenter.dimensions)
+        self.table = CustomerTable(self._segmenter.policy)
+        self.counts = SegmentCounts(self.table)
         self._backfill_until = np.zeros(len(ROLES), dtype=np.int64)
         self._told_until = NEVER
         self._stored_values: dict[str, int] = {}
         self._next_commit = 1
+        self._summarised: int | None = None
+        self._awaited: int | None = None
 
     def load(
         self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int], told_until: int = NEVER
@@ -81,22 +95,31 @@ class BatchProcessor:
         stored of it at the first start, are history, and so are deadlines before ``told_until``. Raises
         StoreUnavailable or StateError.
         """
-        segmenter = self._segmenter
         self.token = secrets.token_hex(8)
         header = self._store.acquire(self.shard.number, self.token, offsets, backfill_until)
-        self.table = CustomerTable(segmenter.policy)
-        for attribute, texts in header.values.items():
-            if attribute in self.table.values:
-                self.table.values[attribute] = AttributeValues(segmenter.policy.attributes.max_values, texts)
+        self.activations.refresh()
+        self.time = NEVER if header.time is None else header.time
+        if header.activation:
+            self._segmenter = self.activations.segmenter(header.activation, header.since)
+        else:
+            first = self.activations.newer_policy(0) or self.activations.latest
+            self._segmenter = self.activations.segmenter(first, self.time)
+        policy = self._segmenter.policy
+        self.table = table = CustomerTable(policy)
+        for name, known in table.values.items():
+            if name in header.values:
+                table.values[name] = AttributeValues(known.most, header.values[name])
         for stored in self._store.rows(self.shard.number):
             for group in unpack(stored, header.layouts):
-                load(self.table, segmenter.dimensions, group, header.values)
-        self.time = NEVER if header.time is None else header.time
-        relabel_deadlines(self.table, segmenter.dimensions, self.time)
-        self.counts = SegmentCounts(segmenter.dimensions)
-        self.counts.update(self.table, self.table.rows)
+                load(table, group, header.values)
+        settled = self.time if header.settled is None else header.settled
+        self._segmenter.resume(table, settled, self.time)
+        self.counts = SegmentCounts(table)
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
         self._next_commit = header.commits + 1
+        self._summarised = header.summarised
+        as_of = self._segmenter.cutoffs.as_of
+        self._awaited = header.summarised if header.summarised is not None and header.summarised > as_of else None
         self._told_until = told_until
         self._backfill_until = np.array(
             [max(backfill_until.get(role, 0), header.backfill_until.get(role, 0)) for role in ROLES], dtype=np.int64
@@ -108,75 +131,178 @@ class BatchProcessor:
         reader = Reader(self._segmenter.policy, self.shard.number, self.shard.partitions, latest)
         return read(role, records, reader)
 
-    def fold(self, batch: EventBatch, refusals: Sequence[Refusal], ranges: Mapping[Role, Range]) -> Step:
-        """Fold a batch, which covers ``ranges`` of the shard's topics, into the table."""
+    def fold(
+        self,
+        batch: EventBatch,
+        refusals: Sequence[Refusal],
+        ranges: Mapping[Role, Range],
+        most: int | None = None,
+    ) -> Step:
+        """Fold a batch, which covers ``ranges`` of the shard's topics, into the table.
+
+        Of the rows that it does not touch, the due deadlines of at most ``most`` are applied.
+        """
         times = np.maximum.accumulate(np.maximum(self.clock.instants(batch), self.time))
+        summary = self._first_summary(int(times[0])) if len(times) else None
         history = batch.offset < self._backfill_until[batch.rank]
-        outcome = self._segmenter.apply(self.table, batch, times, history, self._told_until)
+        outcome = self._segmenter.apply(self.table, batch, times, history, self._told_until, most)
         outcome.time = max(outcome.time, self.time)
-        return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
+        return self._step(outcome, [*refusals, *outcome.overflowed], ranges, summary)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
         instant = max(instant, self.time)
+        summary = self._first_summary(instant)
         outcome = self._segmenter.advance(self.table, instant, False, most, self._told_until)
-        if not len(outcome.touched):
+        if not len(outcome.touched) and summary is None:
             self.time = instant
             return None
-        return self._step(outcome, (), {})
+        return self._step(outcome, (), {}, summary)
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
         table = self.table  # a load in another thread may replace it
         rows = table.due(instant)
-        return int(instant - table.deadline[rows].min()) if len(rows) else 0
+        return int(instant - table.soonest[rows].min()) if len(rows) else 0
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._segmenter.policy
+
+    @property
+    def activation(self) -> int:
+        """The number of the activation in force."""
+        return self._segmenter.number
+
+    # The population: see models/population.py. Summaries are made, and cut-offs taken, at fixed instants of the
+    # shard's time, so that what is read again is labelled as it was the first time.
+
+    @property
+    def stop_at(self) -> int:
+        """The next instant that time must not pass before ``stop`` has been called for it; FOREVER if there is none."""
+        population = self.policy.population
+        if not self.policy.needs_population or self.time == NEVER:
+            return FOREVER
+        due = FOREVER if self._awaited is None else self._awaited + population.settle
+        return min(self._next_summary, due)
+
+    @property
+    def _next_summary(self) -> int:
+        every = self.policy.population.every
+        known = self._floor(self.time) if self._summarised is None else self._summarised
+        return known + every
+
+    def _floor(self, instant: int) -> int:
+        every = self.policy.population.every
+        return instant // every * every
+
+    def stop(self, target: int, most: int | None = None) -> Step | None:
+        """What is to be committed at ``stop_at`` on the way to ``target``; None if cut-offs are not there yet.
+
+        To be called until ``stop_at`` lies after the target.
+        """
+        stop = self.stop_at
+        step = self.advance(stop, most)
+        if step is not None:
+            return step
+        if stop == self._next_summary:
+            # Of very many instants at once, as after an event with a clock gone wild, the last are enough.
+            instant = max(stop, self._floor(target) - MOST_SUMMARIES * self.policy.population.every)
+            return self._step(nothing(self.time), (), {}, (instant, summary_of(self.table, instant)))
+        number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
+        if number is None:
+            return None
+        return self._adopt(number, stop)
+
+    def give_up(self) -> None:
+        """Go on without the cut-offs that ``stop`` waits for; they are taken when they come."""
+        self._awaited = None
+
+    def follow(self) -> Step | None:
+        """What is to be committed because other cut-offs or another policy are in force now.
+
+        None if none are, or while what the last ones have changed is not applied yet.
+        """
+        if len(self.table.due(self.time)):
+            return None
+        number = self.activations.newer_policy(self.activation)
+        if number is None:
+            number = self.activations.cutoffs_at(self.activation, self.time)
+        return None if number is None else self._adopt(number, self.time)
+
+    def _adopt(self, number: int, since: int) -> Step:
+        segmenter = self.activations.segmenter(number, since)
+        self._segmenter = segmenter
+        self._awaited = None
+        by_policy = self.activations[number].cause == "policy"
+        if not by_policy:
+            segmenter.adopt(self.table)
+        return replace(self._step(nothing(self.time), (), {}), reload=by_policy)
+
+    def _first_summary(self, instant: int) -> tuple[int, Summary] | None:
+        """Before the first event: nobody was there until then. Else a beginning, for a policy that is new to it."""
+        if self._summarised is not None or not self.policy.needs_population:
+            return None
+        floor = self._floor(instant if self.time == NEVER else self.time)
+        return floor, summary_of(self.table, floor)
 
     def commit(self, step: Step) -> None:
         """Store a step. Raises StaleOwner, LostBatch or StoreUnavailable; then the table must be loaded again."""
         self._store.commit(step.commit)
-        self.time = step.outcome.time
+        self.time = step.commit.time
         for key in step.commit.values:
             name = key.rpartition(":")[0]
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
+        if step.commit.summary is not None:
+            began = self._summarised is None
+            self._summarised = step.commit.summary[0]
+            self._awaited = None if began else self._summarised
         self._next_commit += 1
 
-    def _step(self, outcome: Outcome, refusals: Sequence[Refusal], ranges: Mapping[Role, Range]) -> Step:
-        table, topics = self.table, self.shard.topics
+    def _step(
+        self,
+        outcome: Outcome,
+        refusals: Sequence[Refusal],
+        ranges: Mapping[Role, Range],
+        summary: tuple[int, Summary] | None = None,
+    ) -> Step:
+        table, topics, segmenter = self.table, self.shard.topics, self._segmenter
         self.counts.update(table, outcome.touched)
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
         # What a slice has left behind must be due again for whoever loads the shard next.
         left = table.due(outcome.time)
-        stored_time = int(table.deadline[left].min()) if len(left) else outcome.time
         entry = None
         if outcome.published or letters:
-            entry = OutboxEntry(f"{self._next_commit}-{self.token}", outcome.published, letters)
+            name = f"{self._next_commit}-{self.token}"
+            entry = OutboxEntry(name, outcome.published, letters, outcome.withheld)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
+        layout = layout_of(table)
         commit = ShardCommit(
             shard=self.shard.number,
             token=self.token,
             number=self._next_commit,
             ranges=ranges,
-            time=stored_time,
-            policy_version=self._segmenter.policy.version,
-            layout=self._layout,
-            rows=list(zip(customers, pack(table, self._layout, outcome.dirty), strict=True)),
+            time=outcome.time,
+            settled=int(table.soonest[left].min()) if len(left) else outcome.time,
+            activation=segmenter.number,
+            since=segmenter.since,
+            policy_version=segmenter.policy.version,
+            layout=layout,
+            rows=list(zip(customers, pack(table, layout, outcome.dirty), strict=True)),
             erased=outcome.erased,
-            segments=self.segments(),
+            segments=self.counts.sizes(),
             values={
                 f"{name}:{code}": values.texts[code]
                 for name, values in table.values.items()
                 for code in range(self._stored_values.get(name, 0), len(values.texts))
             },
             entry=entry,
+            summary=None if summary is None else (summary[0], summary[1].cut().json),
+            forget=None if summary is None else summary[0] - _KEPT_SUMMARIES * segmenter.policy.population.every,
         )
         return Step(commit, outcome)
 
     def segments(self) -> dict[str, Count]:
         """Size of each segment on this shard, by ``dimension:label``."""
-        return {
-            f"{dimension.name}:{label}": Count(int(customers), int(revenue))
-            for d, dimension in enumerate(self._segmenter.dimensions)
-            for label, customers, revenue in zip(
-                dimension.labels, self.counts.customers[d], self.counts.revenue[d], strict=True
-            )
-        }
+        return self.counts.sizes()

@@ -16,14 +16,17 @@ import orjson
 
 from models.batch import EventBatch, Refusal
 from models.changes import DeadLetter, SegmentChanged, dead_letter
+from models.counts import Count
 from models.events import ROLES, Role
-from models.instants import FOREVER, NEVER, parse
+from models.instants import FOREVER, NEVER, Instants, parse
 from models.partitioner import partitions_of
 from models.policy import Policy, default_policy
-from models.segmenter import NO_EVENT, Outcome, Segmenter
+from models.segmenter import Outcome
+from models.wire import NO_EVENT
+from streams.activations import Activations
 from streams.commit import Range
-from streams.customers import customers_of
-from streams.processor import BatchProcessor, Clock, Shard
+from streams.customers import customers_of, segment_sizes
+from streams.processor import MOST_SUMMARIES, BatchProcessor, Clock, Shard, Step
 from streams.recorded import RecordedEvent, recorded_event
 from streams.store.memory import MemoryStore
 
@@ -57,7 +60,7 @@ class Replayed:
     changes: list[SegmentChanged] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     events: int = 0
-    segments: dict[str, tuple[int, int]] = field(default_factory=dict)
+    segments: dict[str, Count] = field(default_factory=dict)
     _stores: list[tuple[MemoryStore, int]] = field(default_factory=list)
 
     def customers(self) -> Iterator[dict[str, Any]]:
@@ -70,13 +73,16 @@ class Replay:
     """Feeds recorded events to one processor a shard."""
 
     def __init__(self, policy: Policy, shards: int = 1, batch_size: int = 5000) -> None:
-        store, segmenter = MemoryStore(), Segmenter(policy)
+        store = MemoryStore()
         topics: dict[Role, str] = {role: role for role in ROLES}
+        self._activations = Activations(store, policy)
         self._processors = [
-            BatchProcessor(Shard(number, shards, topics), segmenter, store, Clock.EVENT) for number in range(shards)
+            BatchProcessor(Shard(number, shards, topics), self._activations, store, Clock.EVENT)
+            for number in range(shards)
         ]
         for processor in self._processors:
             processor.load(dict.fromkeys(ROLES, 0), {})
+        self._population = PopulationClock(policy)
         self._batch_size = batch_size
         self._done = [0] * shards
         self._read = 0
@@ -94,21 +100,17 @@ class Replay:
     def finish(self, until: int | None = None) -> Replayed:
         """Let every shard's time reach ``until`` (microseconds), or else the last instant any shard has seen."""
         end = until if until is not None else max(processor.time for processor in self._processors)
-        for processor in self._processors:
-            if end != NEVER and (step := processor.advance(end)) is not None:
-                processor.commit(step)
-                self._collect(step.outcome, None)
-        segments: dict[str, tuple[int, int]] = {}
-        for processor in self._processors:
-            for name, count in self._store.segments(processor.shard.number).items():
-                customers, revenue = segments.get(name, (0, 0))
-                segments[name] = (customers + count.customers, revenue + count.revenue)
+        if end != NEVER:
+            self._let_pass(end)
+            for processor in self._processors:
+                self._advance(processor, end)
+        sizes, _ = segment_sizes(self._store, len(self._processors))
         self._placed.sort(key=lambda placed: placed[:4])
         return Replayed(
             [placed.change for placed in self._placed],
             [self._refused[offset] for offset in sorted(self._refused)],
             self._read,
-            segments,
+            sizes,
             [(self._store, processor.shard.number) for processor in self._processors],
         )
 
@@ -126,43 +128,109 @@ class Replay:
             targets = range(shards) if event.is_tick else [shard if event.key is not None else 0]
             for target in targets:
                 records[target].append((event.role, record))
-        for processor, part in zip(self._processors, records, strict=True):
-            if part:
-                self._fold(processor, part)
+        batches = [self._validated(processor, part) for processor, part in zip(self._processors, records, strict=True)]
+        offsets = np.concatenate([batch.offset for batch in batches])
+        order = np.argsort(offsets, kind="stable")
+        instants = np.concatenate([batch.occurred_at for batch in batches])[order]
+        for position, instant in self._population.passed(instants):
+            self._fold_upto(batches, int(offsets[order[position]]))
+            self._let_pass(instant)
+        self._fold_upto(batches, self._read)
 
-    def _fold(self, processor: BatchProcessor, records: list[tuple[Role, ReplayRecord]]) -> None:
+    def _validated(self, processor: BatchProcessor, records: list[tuple[Role, ReplayRecord]]) -> EventBatch:
+        """A shard's records in the input's order; those that cannot be used become dead letters."""
         batches: list[EventBatch] = []
-        refusals: list[Refusal] = []
         for role in ROLES:
-            mine = [record for each, record in records if each == role]
-            if mine:
-                batch, refused = processor.read(role, mine, FOREVER)
-                batches.append(batch)
-                refusals += refused
+            batch, refused = processor.read(role, [record for each, record in records if each == role], FOREVER)
+            batches.append(batch)
+            self._refuse(refused)
         batch = EventBatch.concat(batches)
-        batch = batch.take(np.argsort(batch.offset, kind="stable"))
-        shard = processor.shard.number
-        covered = Range(self._done[shard], self._read)
-        self._done[shard] = self._read
-        step = processor.fold(batch, refusals, dict.fromkeys(ROLES, covered))
-        processor.commit(step)
-        if step.commit.entry is not None:
-            self._store.acknowledge(shard, [step.commit.entry.id])
-        self._collect(step.outcome, batch)
-        for refusal in [*refusals, *step.outcome.overflowed]:
+        return batch.take(np.argsort(batch.offset, kind="stable"))
+
+    def _fold_upto(self, batches: list[EventBatch], end: int) -> None:
+        """Fold each shard's records before the offset ``end`` that have not been folded."""
+        for processor, batch in zip(self._processors, batches, strict=True):
+            shard = processor.shard.number
+            covered = Range(self._done[shard], end)
+            first, last = np.searchsorted(batch.offset, covered).tolist()
+            if first == last:
+                continue
+            part = batch if last - first == len(batch) else batch.take(np.arange(first, last))
+            self._done[shard] = end
+            step = processor.fold(part, (), dict.fromkeys(ROLES, covered))
+            self._commit(processor, step, part)
+            self._refuse(step.outcome.overflowed)
+
+    def _refuse(self, refusals: Iterable[Refusal]) -> None:
+        for refusal in refusals:
             record: Any = refusal.record
             letter = dead_letter(refusal, record.source, 0)
             letter["offset"] = record.line
             # A tick reaches every shard, and is refused once.
             self._refused[record.offset] = letter
 
+    def _let_pass(self, target: int) -> None:
+        """Summarise the population, and take cut-offs, at every instant for that up to ``target``, on all shards."""
+        for instant in self._population.upto(target):
+            for processor in self._processors:
+                self._advance(processor, instant)
+                while processor.stop_at <= instant:
+                    step = processor.stop(target)
+                    if step is None:
+                        processor.give_up()
+                    else:
+                        self._commit(processor, step, None)
+                self._advance(processor, instant)
+            while self._activations.merge(len(self._processors)):
+                pass
+
+    def _advance(self, processor: BatchProcessor, instant: int) -> None:
+        while (step := processor.advance(instant)) is not None:
+            self._commit(processor, step, None)
+
+    def _commit(self, processor: BatchProcessor, step: Step, batch: EventBatch | None) -> None:
+        processor.commit(step)
+        if step.commit.entry is not None:
+            self._store.acknowledge(processor.shard.number, [step.commit.entry.id])
+        self._collect(step.outcome, batch)
+
     def _collect(self, outcome: Outcome, batch: EventBatch | None) -> None:
         columns = zip(
             outcome.changes.effective_at.tolist(), outcome.changes.event.tolist(), outcome.published, strict=True
         )
-        for effective_at, event, change in columns:
+        withheld = set(outcome.withheld)
+        for place, (effective_at, event, change) in enumerate(columns):
+            if place in withheld:
+                continue
             position = float("inf") if event == NO_EVENT or batch is None else int(batch.offset[event])
             self._placed.append(_Placed(effective_at, position, change["customer_id"], change["sequence"], change))
+
+
+class PopulationClock:
+    """The fixed instants at which the population is summarised and at which its cut-offs come into force, in turn."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._needed = policy.needs_population
+        self._every, self._settle = policy.population.every, policy.population.settle
+        self._next: int | None = None
+
+    def passed(self, instants: Instants) -> Iterator[tuple[int, int]]:
+        """Positions in ``instants`` before which such an instant is passed, and what time has reached there."""
+        if not self._needed or not len(instants):
+            return
+        if self._next is None:
+            self._next = int(instants[0]) // self._every * self._every + self._every
+        reached = np.maximum.accumulate(instants)
+        while (position := int(np.searchsorted(reached, self._next))) < len(reached):
+            yield position, int(reached[position])
+
+    def upto(self, target: int) -> Iterator[int]:
+        """Every such instant that has not been passed, up to ``target``."""
+        while self._next is not None and self._next <= target:
+            # Of very many at once, as after an event with a clock gone wild, the last are enough.
+            self._next = max(self._next, (target // self._every - MOST_SUMMARIES) * self._every)
+            yield self._next
+            self._next += self._every - self._settle if self._next % self._every else self._settle
 
 
 def replay(

@@ -17,11 +17,11 @@ import numpy as np
 
 from models.batch import Record
 from models.events import ROLES, Role
-from models.instants import FOREVER, SECOND
+from models.instants import FOREVER, NEVER, SECOND
 from streams import metrics
 from streams.commit import Range, ShardHeader
-from streams.errors import LostBatch, Recoverable, StaleOwner
-from streams.inbox import Batch, Inbox
+from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
+from streams.inbox import Batch, Beyond, Inbox
 from streams.outbox import Outbox
 from streams.processor import BatchProcessor, Clock, Step
 from streams.settings import Settings
@@ -61,6 +61,9 @@ class ShardRunner:
         self._failure: Recoverable | None = None
         self._blocked_since: float | None = None
         self._overdue = False
+        self._awaiting_since: float | None = None
+        self._impatient = False
+        self._moves = Counter[str]()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self.last_progress = time.monotonic()
@@ -77,6 +80,7 @@ class ShardRunner:
         self._next = dict(header.offsets)
         self._failure = None
         self._blocked_since, self._overdue = None, False
+        self._awaiting_since = None
         self.outbox.start(header)
         self._report_sizes()
 
@@ -152,7 +156,8 @@ class ShardRunner:
 
     async def _rest(self) -> None:
         """Wait for records, or for the next look at the deadlines."""
-        pause = _BLOCKED_POLL if self._blocked_since is not None else self._settings.tick_every
+        blocked = self._blocked_since is not None or self._awaiting_since is not None
+        pause = _BLOCKED_POLL if blocked else self._settings.tick_every
         try:
             await asyncio.wait_for(self._work.wait(), pause)
         except TimeoutError:
@@ -161,18 +166,82 @@ class ShardRunner:
     async def _advance(self) -> bool:
         """Fold what can be folded, else let time pass. Returns whether there may be more to do at once."""
         self._work.clear()
+        step = self.processor.follow()
+        if step is not None:
+            self._impatient = False
+            await self._take_over(step)
+            return True
         undrained, horizon = self._seen()
-        batch = self._inbox.take(self._settings.batch_size, undrained, horizon)
-        if batch is not None:
+        # The first record of all says when the shard's time begins.
+        most = self._settings.batch_size if self.processor.time != NEVER else 1
+        taken = self._inbox.take(most, undrained, horizon, self.processor.stop_at)
+        if isinstance(taken, Beyond):
+            return await self._stop_time(taken.instant)
+        if taken is not None:
             self._blocked_since, self._overdue = None, False
+        elif await self._settle():
+            return True
         elif self._inbox.roles:
-            batch = self._after_waiting()
-            if batch is None:
+            taken = self._after_waiting()
+            if isinstance(taken, Beyond):
+                return await self._stop_time(taken.instant)
+            if taken is None:
                 return False
         else:
             return await self._pass_time()
-        await self._fold(batch)
+        await self._fold(taken)
         return True
+
+    async def _settle(self) -> bool:
+        """Apply a slice of what is already due, as after new cut-offs or another policy. Returns whether any was."""
+        processor = self.processor
+        if processor.time == NEVER:
+            return False
+        step = processor.advance(processor.time, most=self._settings.batch_size)
+        if step is None:
+            return False
+        await self._take_over(step)
+        return True
+
+    async def _stop_time(self, target: int) -> bool:
+        """Summarise the population or take new cut-offs, where time must not pass before. Returns whether it may go on.
+
+        Cut-offs need all shards, so they are waited for a while; once that was in vain, no longer until some come.
+        """
+        step = self.processor.stop(target, most=self._settings.batch_size)
+        if step is not None:
+            self._awaiting_since = None
+            await self._take_over(step)
+            return True
+        now = time.monotonic()
+        self._awaiting_since = self._awaiting_since or now
+        activations, partitions = self.processor.activations, self.processor.shard.partitions
+        if await asyncio.to_thread(activations.merge, partitions) or await asyncio.to_thread(activations.refresh):
+            return True
+        if not self._impatient and now - self._awaiting_since < self._settings.merge_wait:
+            self.last_progress = now
+            return False
+        if not self._impatient:
+            shard = self.processor.shard.number
+            log.warning(
+                "shard %d: another shard has not summarised its customers after %.1f s; going on with the cut-offs of "
+                "before",
+                *(shard, self._settings.merge_wait),
+                extra={"action": "cutoffs_missing", "shard": shard},
+            )
+        self._impatient, self._awaiting_since = True, None
+        self.processor.give_up()
+        return True
+
+    async def _take_over(self, step: Step) -> None:
+        """Commit and publish what no record caused; after another policy, load the shard again under it."""
+        await self._commit(step)
+        await self.outbox.put(step.commit, None)
+        if step.reload:
+            metrics.POLICY_VERSION.set(step.commit.policy_version)
+            self._failure = PolicyChanged(f"policy version {step.commit.policy_version} is active now")
+            log.info("%s", self._failure, extra={"action": "policy", "shard": self.processor.shard.number})
+            await self._reload(self)
 
     def _seen(self) -> tuple[set[Role], int]:
         """Topics that may still deliver something earlier than what waits, and the horizon of Inbox.take.
@@ -187,7 +256,7 @@ class ShardRunner:
         looked_at = min((at for at in polled.values() if at is not None), default=FOREVER / SECOND)
         return undrained, int((looked_at - _PRODUCER_DELAY) * SECOND)
 
-    def _after_waiting(self) -> Batch | None:
+    def _after_waiting(self) -> Batch | Beyond | None:
         """What waits for a lagging topic, once it has waited long enough: once for each time the topic lags."""
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
@@ -201,11 +270,11 @@ class ShardRunner:
                 *(shard, waited),
                 extra={"action": "merge_wait_exceeded", "shard": shard},
             )
-        return self._inbox.take(self._settings.batch_size, set())
+        return self._inbox.take(self._settings.batch_size, set(), until=self.processor.stop_at)
 
     async def _fold(self, batch: Batch) -> None:
         began = time.perf_counter()
-        step = self.processor.fold(batch.events, batch.refusals, batch.ranges)
+        step = self.processor.fold(batch.events, batch.refusals, batch.ranges, self._settings.batch_size)
         await self._commit(step)
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
@@ -243,11 +312,12 @@ class ShardRunner:
         if self.processor.clock is Clock.EVENT:
             return False
         instant = int(min(at for at in polled if at is not None) * SECOND)
+        if self.processor.stop_at <= instant:
+            return await self._stop_time(instant)
         step = self.processor.advance(instant, most=self._settings.batch_size)
         if step is None:
             return False
-        await self._commit(step)
-        await self.outbox.put(step.commit, None)
+        await self._take_over(step)
         return True
 
     async def _commit(self, step: Step) -> None:
@@ -255,16 +325,19 @@ class ShardRunner:
         await asyncio.to_thread(self.processor.commit, step)
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()
-        moves = Counter((c["dimension"], c["from"] or "", c["to"] or "", c["cause"]) for c in step.outcome.published)
-        for move, count in moves.items():
+        for move, count in step.outcome.moves(self.processor.table).items():
             metrics.CHANGES.labels(*move).inc(count)
+            self._moves[move[0]] += count
         self._report_sizes()
 
     def _report_sizes(self) -> None:
-        number = str(self.processor.shard.number)
+        number, customers = str(self.processor.shard.number), Counter[str]()
         for name, count in self.processor.segments().items():
             dimension, _, segment = name.partition(":")
+            customers[dimension] += count.customers
             metrics.CUSTOMERS.labels(dimension, segment, number).set(count.customers)
+        for dimension, held in customers.items():
+            metrics.MOVES.labels(dimension, number).set(self._moves[dimension] / held if held else 0)
 
     async def _recover(self, error: Recoverable) -> None:
         """Load the shard again, as often as it takes; the watchdog bounds how long."""

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models.errors import PolicyError
 from models.events import Role
 from models.policy import Policy, default_policy, parse_policy
+from models.policy_lines import problems
 from streams.errors import ConfigurationError
 
 ENV_PREFIX = "SEGMENTER_"
@@ -133,20 +133,26 @@ class Settings(BaseSettings):
         }
 
     def load_policy(self) -> Policy:
-        """Read the policy. Raises ConfigurationError that names the file and every wrong key."""
+        """Read the policy. Raises ConfigurationError that names the file, and line and key of all that is wrong."""
         return default_policy() if self.policy is None else read_policy(self.policy)
 
 
-def read_policy(path: Path) -> Policy:
-    """Read a policy file. Raises ConfigurationError that names the file and every wrong key."""
+def read_text(path: Path) -> str:
+    """The text of a policy file. Raises ConfigurationError."""
     try:
-        return parse_policy(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"cannot read the policy {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"cannot read the policy {path}: it is not UTF-8 text") from None
-    except PolicyError as error:
-        raise ConfigurationError(f"the policy {path} cannot be used:\n{error}") from None
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy file. Raises ConfigurationError that names the file, and line and key of all that is wrong."""
+    text = read_text(path)
+    if found := problems(text):
+        raise ConfigurationError("\n".join([f"the policy {path} cannot be used:", *(f"{path}:{p}" for p in found)]))
+    return parse_policy(text)
 
 
 def load_settings(given: Mapping[str, Any] | None = None) -> Settings:

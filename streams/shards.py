@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -18,12 +18,13 @@ from faust.types import TP
 from models.events import ROLES, Role
 from models.instants import NEVER
 from streams import metrics
+from streams.activations import Activations
 from streams.commit import Range, ShardHeader
 from streams.errors import KafkaUnavailable, OffsetGap, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange, Progress
 from streams.outbox import Outbox
 from streams.ports import Publisher, StateStore
-from streams.processor import BatchProcessor, Shard
+from streams.processor import BatchProcessor, Clock, Shard
 from streams.runner import ShardRunner
 from streams.settings import Settings
 
@@ -50,12 +51,12 @@ class Shards:
 
     def __init__(
         self,
-        make_processor: Callable[[Shard], BatchProcessor],
+        activations: Activations,
         store: StateStore,
         publisher: Publisher,
         settings: Settings,
     ) -> None:
-        self._make_processor = make_processor
+        self._activations = activations
         self._store = store
         self._publisher = publisher
         self._settings = settings
@@ -121,7 +122,7 @@ class Shards:
                 return runner.next_offsets
         await self._release({shard})
         number = Shard(shard, self._partitions, self._topics)
-        processor = self._make_processor(number)
+        processor = BatchProcessor(number, self._activations, self._store, Clock(self._settings.clock))
         header = await self._load(processor, logs)
         outbox = Outbox(shard, self._store, self._publisher)
         runner = ShardRunner(processor, outbox, partial(self._drained, shard), self._reload, self._settings)
@@ -201,6 +202,15 @@ class Shards:
         if runner.waiting(role) > self._settings.buffer_size:
             self._paused.add(batch.tp)
             self.consumer.on_buffer_full(batch.tp)
+
+    async def follow(self) -> None:
+        """Called regularly: look for another policy or new cut-offs; the owner of the first shard makes those."""
+        try:
+            if 0 in self._runners:
+                await asyncio.to_thread(self._activations.merge, self._partitions)
+            await asyncio.to_thread(self._activations.refresh)
+        except StoreUnavailable as error:
+            log.warning("%s; looking for other policies later", error, extra={"action": "follow"})
 
     def watch(self, joined: bool) -> None:
         """Called regularly: let paused partitions go on, report lags, and raise what ended a shard for good.

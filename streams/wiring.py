@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from models.segmenter import Segmenter
+import logging
+
 from streams import metrics
+from streams.activations import Activations
 from streams.errors import ServiceUnavailable, StoreUnavailable
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.kafka.topics import input_partitions
 from streams.kafka.worker import SegmenterApp
-from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings, load_settings
 from streams.shards import Shards
 from streams.store.redis import RedisStore
+
+log = logging.getLogger(__name__)
 
 
 def open_store(settings: Settings) -> RedisStore:
@@ -38,10 +41,14 @@ def worker_app(settings: Settings | None = None) -> SegmenterApp:
         settings.broker,
         OutputTopics(settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic),
     )
-    segmenter, clock = Segmenter(policy), Clock(settings.clock)
-    metrics.POLICY_VERSION.set(policy.version)
-
-    def processor(shard: Shard) -> BatchProcessor:
-        return BatchProcessor(shard, segmenter, store, clock)
-
-    return SegmenterApp(settings, Shards(processor, store, publisher, settings), partitions)
+    activations = Activations(store, policy)
+    active = activations.policy(activations.active.policy_version)
+    metrics.POLICY_VERSION.set(active.version)
+    if active.text != policy.text:
+        log.warning(
+            "policy version %d is active, and not the one that this worker was given (version %d); to activate that, "
+            "use `segmenter policy apply`",
+            *(active.version, policy.version),
+            extra={"action": "policy"},
+        )
+    return SegmenterApp(settings, Shards(activations, store, publisher, settings), partitions)

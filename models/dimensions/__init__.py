@@ -1,12 +1,59 @@
 """The ways to segment customers, one independent file each."""
 
+from collections.abc import Mapping
+
+from models.dimensions.attribute import Attribute
+from models.dimensions.bands import Bands
 from models.dimensions.base import Dimension
+from models.dimensions.dominant import Dominant
 from models.dimensions.lifecycle import Lifecycle
+from models.dimensions.pareto import Pareto
+from models.dimensions.rfm import Rfm
+from models.dimensions.rules import Rules
+from models.engines import (
+    AttributePolicy,
+    BandsPolicy,
+    DominantPolicy,
+    EnginePolicy,
+    LifecyclePolicy,
+    ParetoPolicy,
+    RfmPolicy,
+)
 from models.policy import Policy
+from models.population import Cutoffs
 
-__all__ = ["Dimension", "Lifecycle", "dimensions_of"]
+__all__ = [
+    "Attribute",
+    "Bands",
+    "Dimension",
+    "Dominant",
+    "Lifecycle",
+    "Pareto",
+    "Rfm",
+    "Rules",
+    "dimensions_of",
+]
 
 
-def dimensions_of(policy: Policy) -> tuple[Dimension, ...]:
-    """The policy's dimensions, in its order."""
-    return tuple(Lifecycle(name, each) for name, each in policy.dimensions.items())
+def dimensions_of(policy: Policy, cutoffs: Cutoffs | None = None) -> tuple[Dimension, ...]:
+    """The policy's dimensions, in its order. Without cut-offs those that need them label nobody."""
+    scores = {} if cutoffs is None else cutoffs.scores
+    return tuple(_dimension(name, each, policy, scores.get(name, {})) for name, each in policy.dimensions.items())
+
+
+def _dimension(name: str, engine: EnginePolicy, policy: Policy, cuts: Mapping[str, tuple[int, ...]]) -> Dimension:
+    match engine:
+        case LifecyclePolicy():
+            return Lifecycle(name, engine)
+        case AttributePolicy():
+            return Attribute(name, engine)
+        case BandsPolicy():
+            return Bands(name, engine, policy)
+        case DominantPolicy():
+            return Dominant(name, engine)
+        case ParetoPolicy():
+            return Pareto(name, engine, policy.converter, cuts)
+        case RfmPolicy():
+            return Rfm(name, engine, cuts)
+        case _:
+            return Rules(name, engine, policy)

@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.instants import FOREVER, Instants
-from models.policy import LifecyclePolicy
+from models.engines import LifecyclePolicy
+from models.instants import DAY, FOREVER, Instants
 from models.table import NO_LABEL, CustomerTable, Rows
 
 NEW, POTENTIAL, REGULAR, LAPSED = range(4)
@@ -30,6 +30,7 @@ class Lifecycle:
     """See the table above; durations are the policy's, in microseconds."""
 
     labels: Final = ("new", "potential", "regular", "lapsed")
+    reads: Final = frozenset(("purchases", "signups"))
 
     def __init__(self, name: str, policy: LifecyclePolicy) -> None:
         self.name: Final = name
@@ -57,3 +58,13 @@ class Lifecycle:
         lapses, tires = since + policy.lapse_after, since + policy.potential_after
         next_one = np.where(~buyer & (tires >= at), tires, np.where(lapses >= at, lapses, FOREVER))
         return np.where(buyer | (signed_up != FOREVER), next_one, FOREVER)
+
+    def reason(self, table: CustomerTable, row: int, at: int) -> str:
+        """Orders and how long ago the last one was, or the signup."""
+        orders, signed_up = int(table.orders[row]), int(table.signed_up_at[row])
+        if orders:
+            days = max(at - int(table.last_purchase_at[row]), 0) // DAY
+            return f"{orders} order{'s' if orders > 1 else ''}, last purchase {days} days before"
+        if signed_up == FOREVER:
+            return "neither signup nor purchase"
+        return f"no purchase, signed up {max(at - signed_up, 0) // DAY} days before"

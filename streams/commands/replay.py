@@ -62,7 +62,7 @@ def replay(
         f"{result.events} events, {len(result.changes)} changes, {len(result.dead_letters)} dead letters, "
         f"{seconds:.1f} s",
         ["segment", "customers", f"revenue ({money.base})"],
-        [(name, size, money.text(revenue)) for name, (size, revenue) in sorted(result.segments.items())],
+        [(name, size.customers, money.text(size.revenue)) for name, size in sorted(result.segments.items())],
         numbers=["customers", f"revenue ({money.base})"],
     )
     moves: dict[tuple[str, str], int] = {}

@@ -125,6 +125,7 @@ class SegmenterApp(faust.App):
             metrics.LAST_PROGRESS.set(time.time() - self.watchdog.idle_seconds())
             try:
                 await self.consumer.check()
+                await self.shards.follow()
                 self.shards.watch(joined=self._assigned_once and not self.rebalancing)
             except Exception as error:
                 self.fail(error)

@@ -7,23 +7,25 @@ from typing import cast
 
 import orjson
 
+from models.counts import Count
 from models.errors import StateError
 from models.events import Role
+from models.instants import NEVER
 from models.rows import Layout
-from streams.commit import Count, OutboxEntry, ShardHeader
+from streams.commit import OutboxEntry, ShardHeader
 
 
 def encode_count(count: Count) -> bytes:
     """A segment's size as JSON."""
-    return orjson.dumps({"customers": count.customers, "revenue_minor": count.revenue})
+    return orjson.dumps({"customers": count.customers, "revenue_minor": count.revenue, "orders": count.orders})
 
 
 def decode_count(stored: bytes) -> Count:
     """A segment's size from JSON. Raises StateError if it is damaged."""
     try:
         count = orjson.loads(stored)
-        return Count(int(count["customers"]), int(count["revenue_minor"]))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return Count(int(count["customers"]), int(count["revenue_minor"]), int(count.get("orders", 0)))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
         raise StateError(f"the stored segment size {stored[:60]!r} is damaged; restore the store") from None
 
 
@@ -63,7 +65,8 @@ def _decode_header(
             backfill[cast(Role, name)] = int(value)
         elif part == "layout":
             layouts[int(name)] = Layout.parse(value)
-    time, owner = fields.get(b"time"), fields.get(b"owner")
+    time, settled, owner = fields.get(b"time"), fields.get(b"settled"), fields.get(b"owner")
+    summarised = fields.get(b"summarised")
     entries = [OutboxEntry.decode(entry_id.decode(), stored) for entry_id, stored in outbox.items()]
     return ShardHeader(
         offsets,
@@ -74,4 +77,8 @@ def _decode_header(
         sorted(entries, key=lambda entry: entry.number),
         None if owner is None else owner.decode(),
         int(fields.get(b"commits", 0)),
+        None if settled is None else int(settled),
+        int(fields.get(b"activation", 0)),
+        int(fields.get(b"since", NEVER)),
+        None if summarised is None else int(summarised),
     )

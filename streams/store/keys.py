@@ -13,6 +13,7 @@ class ShardKeys(NamedTuple):
     outbox: str
     segments: str
     values: str
+    population: str
 
 
 def shard_keys(namespace: str, shard: int) -> ShardKeys:
@@ -23,3 +24,8 @@ def shard_keys(namespace: str, shard: int) -> ShardKeys:
 def fleet_key(namespace: str) -> str:
     """The hash that says which fleet the namespace belongs to."""
     return f"{namespace}:fleet"
+
+
+def policy_key(namespace: str) -> str:
+    """The hash of the activations, their policies, and the population as it was last summarised."""
+    return f"{namespace}:policy"

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from models.activation import Activation
+from models.counts import Count
+from models.errors import StateError
 from models.events import Role
+from models.instants import NEVER
+from models.population import Summary
 from models.rows import Layout
-from streams.commit import Count, OutboxEntry, ShardCommit, ShardHeader
+from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, StaleOwner
+from streams.ports import StateStore
 from streams.store.codec import ordered_values
+
+#: How often a shard is read at most to find one that nobody writes to meanwhile.
+_READS = 3
 
 
 @dataclass
@@ -24,6 +33,12 @@ class _Shard:
     outbox: dict[str, bytes] = field(default_factory=dict)
     segments: dict[str, Count] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    settled: int | None = None
+    activation: int = 0
+    since: int = NEVER
+    summaries: dict[int, bytes] = field(default_factory=dict)
+    first_summary: int | None = None
+    summarised: int | None = None
 
 
 class MemoryStore:
@@ -32,6 +47,9 @@ class MemoryStore:
     def __init__(self) -> None:
         self._shards: dict[int, _Shard] = {}
         self._fleet: tuple[int, str] | None = None
+        self._activations: list[bytes] = []
+        self._policies: dict[int, str] = {}
+        self._population: tuple[int, bytes] | None = None
 
     def _shard(self, shard: int) -> _Shard:
         return self._shards.setdefault(shard, _Shard())
@@ -59,6 +77,10 @@ class MemoryStore:
             entries,
             s.owner,
             s.commits,
+            s.settled,
+            s.activation,
+            s.since,
+            s.summarised,
         )
 
     def acquire(
@@ -83,6 +105,49 @@ class MemoryStore:
         """See StateStore."""
         return dict(self._shard(shard).segments)
 
+    def latest_activation(self) -> int:
+        """See StateStore."""
+        return len(self._activations)
+
+    def activation(self, number: int) -> Activation:
+        """See StateStore."""
+        if not 0 < number <= len(self._activations):
+            raise StateError(f"there is no activation {number}")
+        return Activation.parse(number, self._activations[number - 1])
+
+    def policy_text(self, version: int) -> str | None:
+        """See StateStore."""
+        return self._policies.get(version)
+
+    def population(self) -> tuple[int, Summary] | None:
+        """See StateStore."""
+        return None if self._population is None else (self._population[0], Summary.parse(self._population[1]))
+
+    def summarised(self, shard: int) -> Sequence[int]:
+        """See StateStore."""
+        return sorted(self._shard(shard).summaries)
+
+    def summary(self, shard: int, instant: int) -> Summary | None:
+        """See StateStore."""
+        s = self._shard(shard)
+        if s.first_summary is not None and instant < s.first_summary:
+            return Summary.empty()
+        stored = s.summaries.get(instant)
+        return None if stored is None else Summary.parse(stored)
+
+    def activate(
+        self, activation: Activation, policy_text: str | None = None, population: Summary | None = None
+    ) -> bool:
+        """See StateStore."""
+        if activation.number != len(self._activations) + 1:
+            return False
+        self._activations.append(activation.json)
+        if policy_text is not None:
+            self._policies[activation.policy_version] = policy_text
+        if population is not None:
+            self._population = (activation.cutoffs.as_of, population.json)
+        return True
+
     def commit(self, commit: ShardCommit) -> None:
         """See StateStore."""
         s = self._shard(commit.shard)
@@ -90,6 +155,8 @@ class MemoryStore:
             raise StaleOwner(f"shard {commit.shard} has another owner")
         if commit.number != s.commits + 1:
             raise LostBatch(f"shard {commit.shard} has {s.commits} commits, this one is number {commit.number}")
+        if commit.activation < s.activation:
+            raise StaleOwner(f"shard {commit.shard} is at activation {s.activation}, the commit at {commit.activation}")
         for role, (start, _) in commit.ranges.items():
             if s.offsets.get(role) != start:
                 raise LostBatch(
@@ -97,7 +164,8 @@ class MemoryStore:
                 )
         s.offsets.update({role: end for role, (_, end) in commit.ranges.items()})
         s.commits = commit.number
-        s.time = commit.time
+        s.time, s.settled = commit.time, commit.settled
+        s.activation, s.since = commit.activation, commit.since
         s.layouts[commit.layout.id] = commit.layout
         s.customers.update(commit.rows)
         for customer in commit.erased:
@@ -106,8 +174,54 @@ class MemoryStore:
         s.values.update(commit.values)
         if commit.entry is not None:
             s.outbox[commit.entry.id] = commit.entry.encode()
+        if commit.summary is not None:
+            s.summarised = commit.summary[0]
+            s.summaries[s.summarised] = commit.summary[1]
+            s.first_summary = s.summarised if s.first_summary is None else s.first_summary
+        if commit.forget is not None:
+            s.summaries = {instant: each for instant, each in s.summaries.items() if instant > commit.forget}
 
     def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
         """See StateStore."""
         for entry_id in entry_ids:
             self._shard(shard).outbox.pop(entry_id, None)
+
+    def copy_activations(self, source: StateStore) -> None:
+        """Hold every activation of another store, with the policies and the population as last summarised."""
+        self._activations = []
+        for number in range(1, source.latest_activation() + 1):
+            activation = source.activation(number)
+            self._activations.append(activation.json)
+            if activation.policy_version not in self._policies:
+                text = source.policy_text(activation.policy_version)
+                self._policies |= {} if text is None else {activation.policy_version: text}
+        population = source.population()
+        self._population = None if population is None else (population[0], population[1].json)
+
+    def copy_shard(self, source: StateStore, shard: int) -> bool:
+        """Hold another store's shard, without outbox and summaries; the source is only read.
+
+        Returns whether it was read as it was at one moment: not if somebody kept writing to it.
+        """
+        for _ in range(_READS):
+            before = source.header(shard)
+            customers = {customer: row for part in source.rows(shard) for customer, row in part}
+            header, segments = source.header(shard), source.segments(shard)
+            if header.commits == before.commits:
+                break
+        self._shards[shard] = _Shard(
+            owner=header.owner,
+            commits=header.commits,
+            time=header.time,
+            offsets=dict(header.offsets),
+            backfill_until=dict(header.backfill_until),
+            layouts=dict(header.layouts),
+            customers=customers,
+            segments=dict(segments),
+            values={f"{name}:{code}": text for name, texts in header.values.items() for code, text in enumerate(texts)},
+            settled=header.settled,
+            activation=header.activation,
+            since=header.since,
+            summarised=header.summarised,
+        )
+        return header.commits == before.commits

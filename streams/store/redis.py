@@ -10,16 +10,20 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from models.activation import Activation
+from models.counts import Count
 from models.errors import StateError
 from models.events import Role
-from streams.commit import Count, ShardCommit, ShardHeader
+from models.population import Summary
+from streams.commit import ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
 from streams.store import codec
-from streams.store.keys import fleet_key, shard_keys
+from streams.store.keys import fleet_key, policy_key, shard_keys
 
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
-#: ARGV: the token, the number of commits before this one, then lists, each preceded by its length: ranges (role,
-#: start, end); fields and values of the five hashes in the order of KEYS; erased customers.
+#: ARGV: the token, the number of commits before this one, the activation, then lists, each preceded by its length:
+#: ranges (role, start, end); fields and values of the six hashes in the order of KEYS; erased customers. Last, the
+#: instants of the population summary and of one to forget.
 _COMMIT: Final = """
 local at = 1
 local function next_list(width)
@@ -33,9 +37,10 @@ local function write(key, first, last)
   end
 end
 if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'stale' end
+if tonumber(redis.call('HGET', KEYS[1], 'activation') or '0') > tonumber(ARGV[3]) then return 'stale' end
 local commits = redis.call('HGET', KEYS[1], 'commits') or '0'
 if commits ~= ARGV[2] then return 'lost commit ' .. commits end
-at = 3
+at = 4
 local first, last = next_list(3)
 for i = first, last, 3 do
   local stored = redis.call('HGET', KEYS[1], 'offset:' .. ARGV[i])
@@ -43,12 +48,12 @@ for i = first, last, 3 do
 end
 -- A key of another type, a missing permission or a lack of memory must show before the first write. HSET comes first:
 -- once a script has written, Redis lets it write on above maxmemory.
-for k = 1, 5 do redis.call('HLEN', KEYS[k]) end
+for k = 1, 6 do redis.call('HLEN', KEYS[k]) end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1])
 redis.call('HDEL', KEYS[2], '')
 redis.call('DEL', KEYS[4])
 for i = first, last, 3 do redis.call('HSET', KEYS[1], 'offset:' .. ARGV[i], ARGV[i + 2]) end
-for k = 1, 5 do
+for k = 1, 6 do
   first, last = next_list(2)
   local key = KEYS[k]
   write(key, first, last)
@@ -57,7 +62,18 @@ first, last = next_list(1)
 for i = first, last, 4000 do
   redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 3999, last)))
 end
+if ARGV[at + 1] ~= '' then
+  redis.call('HSETNX', KEYS[6], 'first', ARGV[at + 1])
+  redis.call('HDEL', KEYS[6], ARGV[at + 2])
+end
 return 'ok'
+"""
+
+#: Appends an activation if its number is the next. ARGV: the latest before it, then fields and values.
+_ACTIVATE: Final = """
+if (redis.call('HGET', KEYS[1], 'latest') or '0') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+return 1
 """
 
 #: A script, because a transaction may not even read when Redis is out of memory.
@@ -116,6 +132,8 @@ class RedisStore:
         self._namespace = namespace
         self._script = self._redis.register_script(_COMMIT)
         self._read = self._redis.register_script(_READ)
+        self._activate = self._redis.register_script(_ACTIVATE)
+        self._policy = policy_key(namespace)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -207,27 +225,90 @@ class RedisStore:
         return {name.decode(): codec.decode_count(count) for name, count in stored.items()}
 
     @_translated
+    def latest_activation(self) -> int:
+        """See StateStore."""
+        return int(cast(bytes | None, self._redis.hget(self._policy, "latest")) or 0)
+
+    @_translated
+    def activation(self, number: int) -> Activation:
+        """See StateStore."""
+        stored = cast(bytes | None, self._redis.hget(self._policy, f"activation:{number}"))
+        if stored is None:
+            raise StateError(f"Redis at {self.address} has no activation {number}; restore it from a backup")
+        return Activation.parse(number, stored)
+
+    @_translated
+    def policy_text(self, version: int) -> str | None:
+        """See StateStore."""
+        stored = cast(bytes | None, self._redis.hget(self._policy, f"policy:{version}"))
+        return None if stored is None else stored.decode()
+
+    @_translated
+    def population(self) -> tuple[int, Summary] | None:
+        """See StateStore."""
+        as_of, stored = cast(list[bytes | None], self._redis.hmget(self._policy, ["population_as_of", "population"]))
+        return None if as_of is None or stored is None else (int(as_of), Summary.parse(stored))
+
+    @_translated
+    def summarised(self, shard: int) -> Sequence[int]:
+        """See StateStore."""
+        fields = cast(list[bytes], self._redis.hkeys(shard_keys(self._namespace, shard).population))
+        return sorted(int(field) for field in fields if field != b"first")
+
+    @_translated
+    def summary(self, shard: int, instant: int) -> Summary | None:
+        """See StateStore."""
+        key = shard_keys(self._namespace, shard).population
+        first, stored = cast(list[bytes | None], self._redis.hmget(key, ["first", str(instant)]))
+        if first is not None and instant < int(first):
+            return Summary.empty()
+        return None if stored is None else Summary.parse(stored)
+
+    @_translated
+    def activate(
+        self, activation: Activation, policy_text: str | None = None, population: Summary | None = None
+    ) -> bool:
+        """See StateStore."""
+        fields: dict[str, Any] = {"latest": activation.number, f"activation:{activation.number}": activation.json}
+        if policy_text is not None:
+            fields[f"policy:{activation.policy_version}"] = policy_text
+        if population is not None:
+            fields |= {"population_as_of": activation.cutoffs.as_of, "population": population.json}
+        args = [activation.number - 1, *(part for pair in fields.items() for part in pair)]
+        return bool(self._activate(keys=[self._policy], args=args))
+
+    @_translated
     def commit(self, commit: ShardCommit) -> None:
         """See StateStore."""
         ranges = [part for role, (start, end) in commit.ranges.items() for part in (role, start, end)]
         fields = {
             "commits": commit.number,
             "time": commit.time,
+            "settled": commit.settled,
+            "activation": commit.activation,
+            "since": commit.since,
             "policy_version": commit.policy_version,
             f"layout:{commit.layout.id}": commit.layout.json,
         }
+        summary: dict[str, bytes] = {}
+        if commit.summary is not None:
+            fields["summarised"] = commit.summary[0]
+            summary = {str(commit.summary[0]): commit.summary[1]}
         entries = {} if commit.entry is None else {commit.entry.id: commit.entry.encode()}
         rows = [part for pair in commit.rows for part in pair]
         args = [
             commit.token,
             commit.number - 1,
+            commit.activation,
             *(len(commit.ranges), *ranges),
             *_pairs(fields),
             *(len(commit.rows), *rows),
             *_pairs(entries),
             *_pairs({name: codec.encode_count(count) for name, count in commit.segments.items()}),
             *_pairs(commit.values),
+            *_pairs(summary),
             *(len(commit.erased), *commit.erased),
+            *(("", "") if commit.summary is None else (commit.summary[0], commit.forget)),
         ]
         answer = cast(bytes, self._script(keys=shard_keys(self._namespace, commit.shard), args=args)).decode()
         if answer == "stale":

@@ -63,7 +63,7 @@ def make_events(count: int, warm_up: int) -> Events:
     start = (datetime.now(UTC) - timedelta(days=_DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
     population = Population(
         customers=max(50, int(count / _EVENTS_PER_CUSTOMER)), days=_DAYS, acquisition_days=30, start=start,
-        signup_share=0.0, r=0.8, alpha=0.6, a=0.8, b=20.0,
+        signup_share=0.0, survey_share=0.0, r=0.8, alpha=0.6, a=0.8, b=20.0,
     )  # fmt: skip
     events = list(generate(population))[:count]
     if len(events) < count:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from models.changes import DeadLetter, SegmentChanged
+from models.counts import Count
 from models.events import ROLES, Role
 from models.instants import NEVER
 from models.rows import Layout
-from streams.commit import Count, OutboxEntry, Range, ShardCommit, ShardHeader
+from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, StaleOwner
 from streams.ports import StateStore
 
@@ -35,11 +36,15 @@ def entry_of(number: int, token: str = "t", customer: str = "c") -> OutboxEntry:
         "dimension": "lifecycle",
         "from": None,
         "to": "new",
+        "title": "Neu dabei",
+        "channel": None,
+        "viable": True,
         "cause": "purchase",
         "event_id": f"e-{number}",
         "effective_at": "2024-01-05T09:30:00Z",
         "decided_at": "2024-01-05T09:30:00.000001Z",
         "policy_version": 1,
+        "population_as_of": "2024-01-04T00:00:00Z",
         "backfill": False,
         "rfm": {"recency_days": 0, "frequency": 1, "monetary": "19.90", "currency": "USD"},
         "segments": {"lifecycle": "new", "region": None},
@@ -76,6 +81,9 @@ def commit_of(token: str, number: int, ranges: Mapping[Role, Range], **parts: An
     rest: dict[str, Any] = {
         "shard": 0,
         "time": 1_704_447_000_000_000,
+        "settled": 1_704_447_000_000_000,
+        "activation": 1,
+        "since": NEVER,
         "policy_version": 1,
         "layout": LAYOUT,
         "rows": (),
@@ -99,6 +107,9 @@ def full_commit(token: str, ranges: Mapping[Role, Range], number: int = 2) -> Sh
         number,
         ranges,
         time=1_800_000_000_000_000,
+        settled=1_799_000_000_000_000,
+        activation=2,
+        since=1_704_447_000_000_000,
         policy_version=2,
         layout=OTHER_LAYOUT,
         rows=[("kept", b"changed"), ("fresh", b"fresh")],

@@ -2,7 +2,8 @@
 
 import pytest
 
-from streams.commit import Count, ShardHeader
+from models.counts import Count
+from streams.commit import ShardHeader
 from streams.ports import StateStore
 from streams.store.memory import MemoryStore
 from tests.contract.store_contract import NOTHING, START, StoreContract, held, started

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from models.counts import Count
 from models.errors import SegmenterError
 from models.events import ROLES, Role
-from streams.commit import Count, OutboxEntry, Range
+from streams.commit import OutboxEntry, Range
 from streams.ports import StateStore
 from streams.store.memory import MemoryStore
 from streams.store.redis import RedisStore

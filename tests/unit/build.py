@@ -12,7 +12,7 @@ from models.changes import SegmentChanged
 from models.events import ROLE_OF_KIND, ROLES, Role
 from models.instants import FOREVER
 from models.policy import Policy, parse_policy
-from models.segmenter import Segmenter
+from streams.activations import Activations
 from streams.commit import Range
 from streams.customers import customers_of
 from streams.processor import BatchProcessor, Clock, Shard, Step
@@ -58,6 +58,16 @@ def signup(customer: str, event_id: str, occurred_at: int, **more: Any) -> Event
     return {"kind": "signup", "event_id": event_id, "customer_id": customer, "occurred_at": moment, **more}
 
 
+def profile(customer: str, event_id: str, occurred_at: int, **more: Any) -> Event:
+    """A profile: attributes have changed."""
+    return signup(customer, event_id, occurred_at, **{"kind": "profile", **more})
+
+
+def survey(customer: str, event_id: str, occurred_at: int, score: Any = 5, **more: Any) -> Event:
+    """A survey's answer."""
+    return signup(customer, event_id, occurred_at, **{"kind": "survey", "score": score, **more})
+
+
 def erasure(customer: str, event_id: str, occurred_at: int) -> Event:
     """An erasure."""
     return signup(customer, event_id, occurred_at, kind="erasure")
@@ -91,19 +101,22 @@ def make_policy(
     skew: str = "5m",
     remembered: int = 16,
     keep: Sequence[str] = ("country", "channel"),
+    numbers: Sequence[str] = (),
     max_values: int = 10_000,
     dimensions: Mapping[str, tuple[str, int, str]] | None = None,
     version: int = 1,
+    more: str = "",
 ) -> Policy:
-    """A policy; a dimension is (potential_after, regular_orders, lapse_after)."""
+    """A policy; a dimension is (potential_after, regular_orders, lapse_after), ``more`` is TOML to follow them."""
     lines = [f"version = {version}", "[money]", f'base = "{base}"', "[money.rates]"]
     lines += [f'{code} = "{rate}"' for code, rate in (rates or {}).items()]
     lines += ["[events]", f'allowed_skew = "{skew}"', f"remembered_ids = {remembered}"]
     lines += ["[attributes]", f"keep = {json.dumps(list(keep))}", f"max_values = {max_values}"]
+    lines += [f"numbers = {json.dumps(list(numbers))}"]
     for name, (potential, orders, lapse) in (dimensions or {"lifecycle": ("30d", 3, "90d")}).items():
         lines += [f"[dimensions.{name}]", 'engine = "lifecycle"', f'potential_after = "{potential}"']
         lines += [f"regular_orders = {orders}", f'lapse_after = "{lapse}"']
-    return parse_policy("\n".join(lines))
+    return parse_policy("\n".join([*lines, more]))
 
 
 class Feeder:
@@ -131,7 +144,8 @@ class Feeder:
         """Forget the table and load it from the store, under another policy if one is given."""
         self.policy = policy or self.policy
         topics: dict[Role, str] = {role: role for role in ROLES}
-        self.processor = BatchProcessor(Shard(0, 1, topics), Segmenter(self.policy), self.store, self.clock)
+        activations = Activations(self.store, self.policy)
+        self.processor = BatchProcessor(Shard(0, 1, topics), activations, self.store, self.clock)
         self.processor.load(dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, self.backfill_until))
 
     def step(self, events: Sequence[Event], record_times: Sequence[int] | None = None) -> Step:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from faust.types import TP
 
+from models.activation import Activation
 from models.changes import DeadLetter, SegmentChanged
 from models.events import ROLE_OF_KIND, ROLES, Role
 from models.instants import NEVER, SECOND, parse
 from models.partitioner import partition_of
-from models.policy import Policy
-from models.segmenter import Segmenter
+from models.policy import Policy, parse_policy
+from models.population import Summary
+from streams.activations import Activations
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import PublishRefused, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange, Progress
@@ -25,7 +27,7 @@ from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.store.memory import MemoryStore
-from tests.unit.build import Event, Rec, make_policy, record
+from tests.unit.build import Event, Feeder, Rec, make_policy, record
 
 #: Far more than anything here takes: only a test that hangs gets there.
 PATIENCE = 20.0
@@ -94,7 +96,7 @@ class FaultyStore(MemoryStore):
         super().__init__()
         self.faults: dict[str, deque[str | None]] = {}
         self.commits: list[ShardCommit] = []
-        self._kept: Any = {}
+        self._kept: dict[str, Any] = MemoryStore().__dict__
         self._lock = threading.RLock()
         self._inside = False
 
@@ -105,12 +107,24 @@ class FaultyStore(MemoryStore):
     def keep(self) -> None:
         """Make a backup, which the fault "restored" brings back."""
         with self._lock:
-            self._kept = copy.deepcopy(self._shards)
+            self._kept = self._contents()
 
     def restore(self) -> None:
         """Bring the backup back."""
         with self._lock:
-            self._shards = copy.deepcopy(self._kept)
+            self.__dict__.update(copy.deepcopy(self._kept))
+
+    def _contents(self) -> dict[str, Any]:
+        """All that is stored: what a MemoryStore itself keeps."""
+        return copy.deepcopy({name: self.__dict__[name] for name in MemoryStore().__dict__})
+
+    def lose_activations(self) -> None:
+        """As if a version before there were activations had written everything, and no other."""
+        with self._lock:
+            empty = MemoryStore().__dict__
+            self.__dict__.update({name: empty[name] for name in ("_activations", "_policies", "_population")})
+            for shard in self._shards.values():
+                shard.settled, shard.activation, shard.since = None, 0, NEVER
 
     def peek(self, shard: int = 0) -> ShardHeader:
         """The header, whatever is to fail."""
@@ -121,7 +135,7 @@ class FaultyStore(MemoryStore):
         """A store of its own with the same contents."""
         other = MemoryStore()
         with self._lock:
-            other._shards = copy.deepcopy(self._shards)
+            other.__dict__.update(self._contents())
         return other
 
     def committed(self) -> list[ShardCommit]:
@@ -164,6 +178,20 @@ class FaultyStore(MemoryStore):
     ) -> ShardHeader:
         """See StateStore."""
         return self._call("acquire", shard, partial(super().acquire, shard, token, offsets, backfill_until))
+
+    def latest_activation(self) -> int:
+        """See StateStore."""
+        return self._call("latest_activation", 0, super().latest_activation)
+
+    def activate(
+        self, activation: Activation, policy_text: str | None = None, population: Summary | None = None
+    ) -> bool:
+        """See StateStore."""
+        return self._call("activate", 0, partial(super().activate, activation, policy_text, population))
+
+    def summary(self, shard: int, instant: int) -> Summary | None:
+        """See StateStore."""
+        return self._call("summary", shard, partial(super().summary, shard, instant))
 
     def commit(self, commit: ShardCommit) -> None:
         """See StateStore."""
@@ -335,10 +363,8 @@ class FakeWorker:
     ) -> None:
         self.kafka, self.store, self.publisher, self.clock = kafka, store, publisher, clock
         self.policy = policy or make_policy()
-        segmenter = Segmenter(self.policy)
-        self.shards = Shards(
-            lambda shard: BatchProcessor(shard, segmenter, store, clock), store, publisher, quick(**settings)
-        )
+        self.activations = Activations(store, self.policy)
+        self.shards = Shards(self.activations, store, publisher, quick(**{"clock": clock, **settings}))
         self.consumer = FakeConsumer(kafka, fetch)
         self.shards.attach(self.consumer, kafka.partitions)
 
@@ -408,4 +434,26 @@ def processor_on(
     partitions: int = 1,
 ) -> BatchProcessor:
     """A processor of one shard that has not been loaded."""
-    return BatchProcessor(Shard(number, partitions, topics()), Segmenter(policy or make_policy()), store, clock)
+    activations = Activations(store, policy or make_policy())
+    return BatchProcessor(Shard(number, partitions, topics()), activations, store, clock)
+
+
+def numbered(policy: Policy, version: int) -> Policy:
+    """The same policy under another version, as whoever changes a policy gives it one."""
+    return parse_policy(policy.text.replace(f"version = {policy.version}", f"version = {version}", 1))
+
+
+def switch(feeder: Feeder, policy: Policy, instant: int = 0, *, backfill: bool = True) -> list[SegmentChanged]:
+    """Activate a policy under a version of its own and load the shard under it, as a worker does.
+
+    Returns the changes of what that has moved.
+    """
+    activations = feeder.processor.activations
+    active = activations.policy(activations.active.policy_version)
+    activations.apply(numbered(policy, active.version + 1), instant, backfill)
+    step = feeder.processor.follow()
+    assert step is not None
+    assert step.reload
+    feeder.processor.commit(step)
+    feeder.load(policy)
+    return feeder.advance(feeder.processor.time)

@@ -12,7 +12,22 @@ from models.batch import EventBatch, Reader, Refusal, merge_order, read, rounds
 from models.events import Kind, Role
 from models.instants import FOREVER
 from models.policy import Policy
-from tests.unit.build import DAY, LATER, Event, Rec, at, erasure, make_policy, purchase, record, refund, signup, tick
+from tests.unit.build import (
+    DAY,
+    LATER,
+    Event,
+    Rec,
+    at,
+    erasure,
+    make_policy,
+    profile,
+    purchase,
+    record,
+    refund,
+    signup,
+    survey,
+    tick,
+)
 
 POLICY = make_policy(rates={"EUR": "1.5"})
 READER = Reader(POLICY, partition=0, partitions=1, latest=FOREVER)
@@ -72,6 +87,97 @@ def test_columns_say_what_the_events_say() -> None:
     assert batch.event_hash.tolist()[:2] == [xxhash.xxh3_64_intdigest(each) for each in (b"e1", b"e2")]
     assert batch.record == records
     assert batch.attributes == {"country": ["DE", None, None], "channel": ["online", None, None]}
+
+
+def test_signups_profiles_and_surveys_share_a_topic() -> None:
+    """Each kind of a customer's own words is a row of one batch; only a survey has a score, in hundredths."""
+    policy = make_policy(keep=["channel", "family"], numbers=["income"])
+    batch, refusals = read_events(
+        signup("a", "e1", at(0), channel="web"),
+        profile("b", "e2", at(1), channel="store", attributes={"family": "single", "income": 42_000}),
+        survey("c", "e3", at(2), "4.5"),
+        role="signups", reader=Reader(policy, 0, 1, FOREVER),
+    )  # fmt: skip
+    assert refusals == []
+    assert batch.kind.tolist() == [Kind.SIGNUP, Kind.PROFILE, Kind.SURVEY]
+    assert batch.rank.tolist() == [0, 0, 0]
+    assert batch.customer == ["a", "b", "c"]
+    assert batch.occurred_at.tolist() == [at(0), at(1), at(2)]
+    assert batch.score.tolist() == [0, 0, 450]
+    assert batch.attributes == {"channel": ["web", "store", None], "family": [None, "single", None]}
+    np.testing.assert_array_equal(batch.numbers["income"], [np.nan, 42_000, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("score", "hundredths"),
+    [(0, 0), (5, 500), (100, 10_000), (4.35, 435), (0.07, 7), (57.29, 5729), (1e2, 10_000), ("0", 0), ("100", 10_000),
+     ("100.00", 10_000), ("99.99", 9999), ("4.5", 450), ("05", 500)],
+)  # fmt: skip
+def test_scores_are_exact(score: Any, hundredths: int) -> None:
+    """A number or a decimal text from 0 to 100 is the score its digits say."""
+    batch, refusals = read_events(survey("a", "e1", at(0), score), role="signups")
+    assert (batch.score.tolist(), batch.score.dtype, refusals) == ([hundredths], np.dtype(np.int64), [])
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        -1,
+        101,
+        100.01,
+        0.001,
+        4.333,
+        True,
+        [],
+        "",
+        " 5",
+        "5 ",
+        "-5",
+        "+5",
+        "5.",
+        ".5",
+        "100.5",
+        "101",
+        "NaN",
+        "1e1",
+        "٥",
+    ],
+)
+def test_scores_out_of_range_are_refused(score: Any) -> None:
+    """A score that is no number from 0 to 100 with at most 2 decimals is refused, and named."""
+    refusal = refusal_of(survey("a", "e9", at(0), score), "signups")
+    assert refusal.code == "invalid_field"
+    assert refusal.reason.startswith("score: ")
+
+
+@pytest.mark.parametrize("build", [signup, profile, survey])
+@pytest.mark.parametrize("name", ["event_id", "customer_id", "occurred_at"])
+def test_missing_field_of_each_kind_on_signups(build: Any, name: str) -> None:
+    """A refusal names the field, not the kind that was looked for, as among the purchases."""
+    event = build("a", "e9", at(0))
+    lacking = {key: value for key, value in event.items() if key != name}
+    for bad, what in ((lacking, "missing"), ({**event, name: None}, "null")):
+        refusal = refusal_of(bad, "signups")
+        assert (refusal.code, refusal.reason) == ("missing_field", f"{name}: is {what}, and required")
+    refusal = refusal_of({**event, name: 17}, "signups")
+    assert (refusal.code, refusal.reason) == ("invalid_field", f"{name}: must be a valid string")
+
+
+def test_a_survey_needs_its_score() -> None:
+    """A survey without one is refused for it."""
+    event = {key: value for key, value in survey("a", "e9", at(0)).items() if key != "score"}
+    refusal = refusal_of(event, "signups")
+    assert (refusal.code, refusal.reason) == ("missing_field", "score: is missing, and required")
+
+
+@pytest.mark.parametrize(
+    "kind", ["purchase", "erasure", "tick", "Signup", "", "\x00", None, 5, True, [], {}, ["profile"]]
+)
+def test_unknown_kind_on_signups(kind: Any) -> None:
+    """A kind, if there is one, must be one of three."""
+    refusal = refusal_of({**signup("a", "e9", at(0)), "kind": kind}, "signups")
+    assert refusal.code == "invalid_field"
+    assert refusal.reason == "kind: is unknown here; it must be signup, profile or survey"
 
 
 def test_signups_and_erasures_need_not_say_their_kind() -> None:
@@ -154,7 +260,9 @@ def test_attributes_must_be_an_object(attributes: Any, role: Role) -> None:
 
 def test_a_kind_belongs_on_its_topic() -> None:
     """A purchase on the signups topic, or a signup among the purchases, is refused for its kind."""
-    assert refusal_of(GOOD, "signups").reason == "kind: must be 'signup'"
+    refusal = refusal_of(GOOD, "signups")
+    assert refusal.code == "invalid_field"
+    assert refusal.reason == "kind: is unknown here; it must be signup, profile or survey"
     assert refusal_of(signup("a", "e9", at(0)), "erasures").reason == "kind: must be 'erasure'"
     assert refusal_of({**GOOD, "kind": "signup"}).code == "invalid_field"
     assert refusal_of({**GOOD, "kind": "signup"}).reason.startswith("kind: ")
@@ -294,6 +402,77 @@ def test_attributes_are_kept_as_text() -> None:
     }
 
 
+def test_a_score_is_no_attribute() -> None:
+    """Of an event's own fields only country, channel and category are attributes."""
+    policy = make_policy(keep=["country", "score"], numbers=["points"])
+    batch, _ = read_events(survey("a", "e1", at(0), 5, points=7), role="signups", reader=Reader(policy, 0, 1, FOREVER))
+    assert batch.attributes == {"country": [None], "score": [None]}
+    np.testing.assert_array_equal(batch.numbers["points"], [np.nan])
+
+
+def test_texts_that_are_tallied_are_read() -> None:
+    """What a dominant dimension counts is there, kept or not, and once."""
+    dominant = """
+    [dimensions.{name}]
+    engine = "dominant"
+    of = "{of}"
+    groups = {{ home = ["home"] }}
+    """
+    more = "".join(
+        dominant.format(name=name, of=of) for name, of in (("a", "category"), ("b", "channel"), ("c", "mood"))
+    )
+    policy = make_policy(keep=["mood", "channel"], more=more)
+    event = purchase("a", "e1", at(0), category="home", channel="store", country="DE", attributes={"mood": "good"})
+    batch, _ = read_events(event, reader=Reader(policy, 0, 1, FOREVER))
+    assert batch.attributes == {"mood": ["good"], "channel": ["store"], "category": ["home"]}
+
+
+NUMERIC = make_policy(numbers=["income", "birth_year"])
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(42_000, 42_000.0), (1.5, 1.5), (-3, -3.0), (0, 0.0), ("1980", 1980.0), ("-0.25", -0.25), ("1e3", 1000.0),
+     (1e15, 1e15), (-(10**15), -1e15), ("1E+15", 1e15), ("007", 7.0), (None, None), ("", None)],
+)  # fmt: skip
+@pytest.mark.parametrize("build", [signup, profile, purchase, refund])
+def test_numbers(build: Any, value: Any, number: float | None) -> None:
+    """A number, or a text that is one, is kept as a number, from any event that carries attributes."""
+    role: Role = "signups" if build in (signup, profile) else "purchases"
+    events = [build("a", "e1", at(0)), build("a", "e2", at(0), attributes={"income": value, "x": "y"})]
+    batch, refusals = read_events(*events, role=role, reader=Reader(NUMERIC, 0, 1, FOREVER))
+    assert refusals == []
+    assert list(batch.numbers) == ["income", "birth_year"]
+    np.testing.assert_array_equal(batch.numbers["income"], [np.nan, np.nan if number is None else number])
+    np.testing.assert_array_equal(batch.numbers["birth_year"], [np.nan, np.nan])
+    assert batch.numbers["income"].dtype == np.float64
+
+
+def test_there_is_one_zero() -> None:
+    """Equal numbers are the same bits, so that the order of events cannot show."""
+    events = [profile("a", f"e{i}", at(0), attributes={"income": zero}) for i, zero in enumerate((-0.0, "-0", 0))]
+    batch, _ = read_events(*events, role="signups", reader=Reader(NUMERIC, 0, 1, FOREVER))
+    assert not np.signbit(batch.numbers["income"]).any()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["abc", "1,5", " 1", "1 ", "1_000", "0x10", "nan", "inf", "-Infinity", "1e400", "٣", "+5", ".5", "5.", "1e16",
+     "1\n", True, False, 1e15 + 1, -(10**15) - 1, 10**400, float("nan"), float("inf"), float("-inf")],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_where_one_is_kept(value: Any) -> None:
+    """It is refused by name where the policy wants a number, and is a text or nothing where it does not."""
+    event = signup("a", "e1", at(0), attributes={"income": value})
+    good = signup("a", "e2", at(0), attributes={"income": 5})
+    batch, (refusal,) = read_events(event, good, role="signups", reader=Reader(NUMERIC, 0, 1, FOREVER))
+    assert refusal.code == "invalid_field"
+    assert refusal.reason.startswith("attributes.income: must be a number")
+    assert batch.event_id == ["e2"]
+    assert batch.numbers["income"].tolist() == [5]
+    batch, refusals = read_events(event, good, role="signups")
+    assert (len(batch), refusals) == (2, [])
+
+
 def test_no_event_has_the_hash_of_an_empty_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """0 marks an empty place among the remembered ids, so an id that hashes to 0 is told apart from it."""
     monkeypatch.setattr("models.batch.xxhash.xxh3_64_intdigest", lambda _: 0)
@@ -307,6 +486,8 @@ def test_no_records_are_an_empty_batch() -> None:
         batch, refusals = read(role, [], READER)
         assert (len(batch), refusals) == (0, [])
         assert batch.attributes == {"country": [], "channel": []}
+        batch, refusals = read(role, [], Reader(NUMERIC, 0, 1, FOREVER))
+        assert [column.tolist() for column in batch.numbers.values()] == [[], []]
 
 
 def all_bad_records() -> list[Rec]:
@@ -346,12 +527,16 @@ def test_each_bad_record_is_refused_for_its_own_reason() -> None:
 
 def same(one: EventBatch, other: EventBatch) -> None:
     """Both batches have the same columns, of the same types."""
-    for name in ("rank", "offset", "recorded_at", "occurred_at", "kind", "amount", "event_hash"):
+    for name in ("rank", "offset", "recorded_at", "occurred_at", "kind", "amount", "score", "event_hash"):
         left, right = getattr(one, name), getattr(other, name)
         assert left.dtype == right.dtype, name
         assert left.tolist() == right.tolist(), name
     for name in ("customer", "event_id", "record", "attributes"):
         assert getattr(one, name) == getattr(other, name), name
+    assert list(one.numbers) == list(other.numbers)
+    for name, column in one.numbers.items():
+        assert column.dtype == other.numbers[name].dtype, name
+        np.testing.assert_array_equal(column, other.numbers[name])
 
 
 @pytest.mark.parametrize("role", ["purchases", "signups", "erasures"])
@@ -364,27 +549,39 @@ def test_both_paths_give_the_same_columns(role: Role) -> None:
             refund("b", "r", at(3), "7", currency="EUR", attributes={"channel": "store"}),
             tick(at(4)),
         ],
-        "signups": [signup(c, f"s-{c}", at(0, 1), attributes={"country": c}) for c in "abc"],
+        "signups": [
+            *(signup(c, f"s-{c}", at(0, 1), attributes={"country": c, "income": 7}) for c in "abc"),
+            profile("a", "f", at(1), attributes={"income": "1.5"}),
+            survey("a", "v", at(2), 4.35),
+        ],
         "erasures": [erasure(c, f"x-{c}", at(0, 1)) for c in "abc"],
     }
     records = [record(event, offset) for offset, event in enumerate(builders[role])]
-    fast, none = read(role, records, READER)
-    slow, refusals = read(role, [*records, Rec(b"{", b"a", len(records))], READER)
+    reader = Reader(make_policy(rates={"EUR": "1.5"}, numbers=["income"]), 0, 1, FOREVER)
+    fast, none = read(role, records, reader)
+    slow, refusals = read(role, [*records, Rec(b"{", b"a", len(records))], reader)
     assert none == []
     assert [refusal.code for refusal in refusals] == ["invalid_json"]
     same(fast, slow)
-    misplaced, refusals = read(role, [Rec(records[0].value, b"?", 99), *records], READER)
+    misplaced, refusals = read(role, [Rec(records[0].value, b"?", 99), *records], reader)
     assert [refusal.code for refusal in refusals] == ["wrong_key"]
     same(fast, misplaced)
+    inconvertible, refusals = read(
+        role, [record({**builders[role][0], "occurred_at": "2024-02-30T00:00:00Z"}), *records], reader
+    )
+    assert [refusal.code for refusal in refusals] == ["invalid_field"]
+    same(fast, inconvertible)
 
 
 def test_take_and_concat_are_rows() -> None:
     """take() gives the rows asked for, in that order; concat() puts batches behind each other."""
-    whole, _ = read_events(*(purchase(c, f"e-{c}", at(i), str(i), country=c) for i, c in enumerate("abcd")))
+    events = (purchase(c, f"e-{c}", at(i), str(i), country=c, attributes={"income": i}) for i, c in enumerate("abcd"))
+    whole, _ = read_events(*events, reader=Reader(make_policy(numbers=["income"]), 0, 1, FOREVER))
     part = whole.take(np.array([2, 0]))
     assert part.customer == ["c", "a"]
     assert part.amount.tolist() == [200, 0]
     assert part.attributes == {"country": ["c", "a"], "channel": [None, None]}
+    assert part.numbers["income"].tolist() == [2, 0]
     same(EventBatch.concat([whole.take(np.array([0, 1])), whole.take(np.array([2, 3]))]), whole)
     assert EventBatch.concat([whole]) is whole
 
@@ -420,4 +617,5 @@ def test_a_policy_decides_what_is_kept() -> None:
     policy: Policy = make_policy(keep=[])
     batch, _ = read_events({**GOOD, "country": "DE"}, reader=Reader(policy, 0, 1, FOREVER))
     assert batch.attributes == {}
+    assert batch.numbers == {}
     assert batch.occurred_at.tolist() == [at(1) - DAY]

@@ -1,9 +1,8 @@
-"""SegmentCounts: customers and revenue of every segment, kept row by row."""
+"""SegmentCounts: customers, revenue and orders of every segment, kept row by row."""
 
 import numpy as np
 
-from models.counts import SegmentCounts
-from models.dimensions import dimensions_of
+from models.counts import Count, SegmentCounts
 from models.table import NO_LABEL, CustomerTable
 from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund, signup
 
@@ -13,30 +12,62 @@ NEW, POTENTIAL, REGULAR, LAPSED = range(4)
 
 def counted() -> tuple[CustomerTable, SegmentCounts]:
     """Three customers, two of them labelled in both dimensions."""
-    table, counts = CustomerTable(POLICY), SegmentCounts(dimensions_of(POLICY))
+    table = CustomerTable(POLICY)
+    counts = SegmentCounts(table)
     rows = table.place(["a", "b", "c"])
     table.label[rows] = [[NEW, LAPSED], [NEW, REGULAR], [NO_LABEL, NO_LABEL]]
-    table.gross[rows], table.refunded[rows] = [100, 50, 7], [30, 90, 0]
+    table.gross[rows], table.refunded[rows], table.orders[rows] = [100, 50, 7], [30, 90, 0], [2, 1, 5]
     counts.update(table, rows)
     return table, counts
 
 
+def sizes(counts: SegmentCounts, dimension: str) -> dict[str, tuple[int, ...]]:
+    """The segments of a dimension that anybody is in: customers, revenue, orders."""
+    found = {name.removeprefix(f"{dimension}:"): tuple(size) for name, size in counts.sizes().items()}
+    return {label: size for label, size in found.items() if ":" not in label and any(size)}
+
+
 def test_rows_are_counted_by_label() -> None:
-    """Each labelled row adds one customer and its net revenue, which may be negative; others add nothing."""
+    """Each labelled row adds one customer, its orders and its net revenue, which may be negative; others nothing."""
     _, counts = counted()
-    assert [each.tolist() for each in counts.customers] == [[2, 0, 0, 0], [0, 0, 1, 1]]
-    assert [each.tolist() for each in counts.revenue] == [[30, 0, 0, 0], [0, 0, -40, 70]]
+    assert sizes(counts, "one") == {"new": (2, 30, 3)}
+    assert sizes(counts, "two") == {"regular": (1, -40, 1), "lapsed": (1, 70, 2)}
+
+
+def test_a_table_may_have_rows_from_the_start() -> None:
+    """A table that has just been loaded is counted as a whole; a segment without customers is there with none."""
+    table, counts = counted()
+    assert SegmentCounts(table).sizes() == counts.sizes()
+    empty = SegmentCounts(CustomerTable(POLICY)).sizes()
+    assert list(empty) == [f"{d}:{label}" for d in ("one", "two") for label in ("new", "potential", "regular", "lapsed")]
+    assert set(empty.values()) == {Count(0, 0, 0)}
+
+
+def test_a_retired_segment_is_counted_while_rows_bear_it() -> None:
+    """A segment that the policy no longer has shows its customers until the last of them has moved out."""
+    table, _ = counted()
+    table.label[0, 0] = table.label_code(0, "dormant")
+    counts = SegmentCounts(table)
+    assert sizes(counts, "one") == {"new": (1, -40, 1), "dormant": (1, 70, 2)}
+    table.label[0, 0] = LAPSED
+    counts.update(table, np.array([0]))
+    assert sizes(counts, "one") == {"new": (1, -40, 1), "lapsed": (1, 70, 2)}
+
+
+def test_sizes_of_shards_add_up() -> None:
+    """Two shards' sizes of a segment make the whole; a size without orders is one of an older version."""
+    assert Count(1, -5, 2).plus(Count(3, 7)) == Count(4, 2, 2)
 
 
 def test_a_row_counts_as_it_is_now() -> None:
     """After an update a row counts with its present label and revenue only, however often it is updated."""
     table, counts = counted()
     table.label[0] = [REGULAR, NO_LABEL]
-    table.gross[0] = 130
+    table.gross[0], table.orders[0] = 130, 3
     for _ in range(2):
         counts.update(table, np.array([0]))
-    assert [each.tolist() for each in counts.customers] == [[1, 0, 1, 0], [0, 0, 1, 0]]
-    assert [each.tolist() for each in counts.revenue] == [[-40, 0, 100, 0], [0, 0, -40, 0]]
+    assert sizes(counts, "one") == {"new": (1, -40, 1), "regular": (1, 100, 3)}
+    assert sizes(counts, "two") == {"regular": (1, -40, 1)}
 
 
 def test_rows_that_were_not_updated_keep_their_count() -> None:
@@ -44,7 +75,7 @@ def test_rows_that_were_not_updated_keep_their_count() -> None:
     table, counts = counted()
     table.label[[0, 1], 0] = LAPSED
     counts.update(table, np.array([1]))
-    assert counts.customers[0].tolist() == [1, 0, 0, 1]
+    assert sizes(counts, "one") == {"new": (1, 70, 2), "lapsed": (1, -40, 1)}
 
 
 def test_the_table_may_grow() -> None:
@@ -54,8 +85,8 @@ def test_the_table_may_grow() -> None:
     table.label[rows] = POTENTIAL
     table.gross[rows] = 2
     counts.update(table, rows)
-    assert [each.tolist() for each in counts.customers] == [[2, 3000, 0, 0], [0, 3000, 1, 1]]
-    assert counts.revenue[0].tolist() == [30, 6000, 0, 0]
+    assert sizes(counts, "one") == {"new": (2, 30, 3), "potential": (3000, 6000, 0)}
+    assert sizes(counts, "two") == {"potential": (3000, 6000, 0), "regular": (1, -40, 1), "lapsed": (1, 70, 2)}
 
 
 def test_an_erased_customer_is_counted_no_more() -> None:

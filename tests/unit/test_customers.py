@@ -7,7 +7,7 @@ import pytest
 from models.errors import StateError
 from streams.customers import customer_of, customers_of
 from streams.store.memory import MemoryStore
-from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund, signup, text
+from tests.unit.build import Feeder, at, erasure, make_policy, profile, purchase, refund, signup, survey, text
 
 
 def every(feeder: Feeder) -> dict[str, dict[str, Any]]:
@@ -34,6 +34,8 @@ def test_a_customer_in_full() -> None:
         "refunded": "12.75",
         "net": "-2.25",
         "currency": "USD",
+        "surveys": 0,
+        "satisfaction": None,
         "attributes": {"country": "DE", "channel": "web"},
         "segments": {"lifecycle": "new"},
     }
@@ -89,9 +91,13 @@ def test_rows_of_several_policies_lie_side_by_side() -> None:
     """Each row is read by the layout it was written in."""
     feeder = Feeder(make_policy(keep=["country"]))
     feeder.feed(purchase("old", "1", at(0), country="DE", channel="web"))
-    feeder.load(
-        make_policy(keep=["channel", "country"], dimensions={"fast": ("1d", 2, "7d"), "lifecycle": ("30d", 3, "90d")})
-    )
+    other = {"fast": ("1d", 2, "7d"), "lifecycle": ("30d", 3, "90d")}
+    policy = make_policy(keep=["channel", "country"], dimensions=other, version=2)
+    feeder.processor.activations.apply(policy, at(0), backfill=True)
+    step = feeder.processor.follow()
+    assert step is not None
+    feeder.processor.commit(step)
+    feeder.load()
     feeder.feed(purchase("new", "2", at(1), country="FR", channel="shop"))
     found = every(feeder)
     assert found["old"]["attributes"] == {"country": "DE"}
@@ -120,3 +126,20 @@ def test_a_damaged_row_is_told() -> None:
     shard.customers["a"] = b"nonsense"
     with pytest.raises(StateError, match="layout that is not stored"):
         every(feeder)
+
+
+def test_numbers_and_satisfaction() -> None:
+    """Numeric attributes are numbers among the attributes; satisfaction is the mean score to two decimals."""
+    feeder = Feeder(make_policy(keep=["country"], numbers=["income", "birth_year"]))
+    feeder.feed(
+        signup("a", "1", at(0), country="DE", attributes={"income": 48_500.5}),
+        survey("a", "2", at(1), 4),
+        survey("a", "3", at(2), "4.25"),
+        survey("a", "4", at(3), 5),
+        profile("b", "5", at(4), attributes={"birth_year": 1980}),
+    )
+    found = every(feeder)
+    assert found["a"]["attributes"] == {"country": "DE", "income": 48_500.5}
+    assert (found["a"]["surveys"], found["a"]["satisfaction"]) == (3, 4.42)
+    assert found["b"]["attributes"] == {"birth_year": 1980.0}
+    assert (found["b"]["surveys"], found["b"]["satisfaction"]) == (0, None)

@@ -31,7 +31,14 @@ ORDER_FIELDS = [
     "category",
 ]
 SIGNUP_FIELDS = ["event_id", "kind", "customer_id", "occurred_at", "country", "channel", "attributes"]
-ATTRIBUTES = ["gender", "birth_year", "education", "family_status", "industry"]
+FIELDS = {
+    "signup": SIGNUP_FIELDS,
+    "purchase": ORDER_FIELDS,
+    "refund": ORDER_FIELDS,
+    "survey": ["event_id", "kind", "customer_id", "occurred_at", "score"],
+    "profile": ["event_id", "kind", "customer_id", "occurred_at", "attributes"],
+}
+ATTRIBUTES = ["gender", "birth_year", "education", "family_status", "industry", "income", "hobby"]
 EVENTS = list(generate(Population()))
 CDNOW = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}  # table 2 of Fader, Hardie and Lee (2005)
 
@@ -115,7 +122,7 @@ def test_ids_are_unique_and_name_the_seed() -> None:
     orders = [event["order_id"] for event in of_kind("purchase")]
     assert len(set(ids)) == len(ids)
     assert len(set(orders)) == len(orders)
-    assert all(re.fullmatch(r"gen-1-[spr]-\d{7}", event_id) for event_id in ids)
+    assert all(re.fullmatch(r"gen-1-[sprva]-\d{7}", event_id) for event_id in ids)
     assert all(re.fullmatch(r"c\d{6}", event["customer_id"]) for event in EVENTS)
 
 
@@ -123,19 +130,74 @@ def test_events_have_exactly_the_documented_fields() -> None:
     """Each kind has its fields in order, survives JSON, and draws its values from the published lists."""
     assert json.loads(json.dumps(EVENTS)) == EVENTS
     for event in EVENTS:
-        assert list(event) == (SIGNUP_FIELDS if event["kind"] == "signup" else ORDER_FIELDS)
-        assert event["channel"] in generator.CHANNELS
-        assert event["country"] in generator.COUNTRIES
+        assert list(event) == FIELDS[event["kind"]]
+        assert event.get("channel", "online") in generator.CHANNELS
+        assert event.get("country", "US") in generator.COUNTRIES
         assert event.get("category", "home") in generator.CATEGORIES
         assert event.get("currency", "USD") == "USD"
 
 
 def test_signup_attributes() -> None:
-    """Every signup carries the attributes; the industry is known for some only; ages are 18 to 79."""
+    """Every signup carries the attributes; the industry is known for some only; ages are 18 to 79.
+
+    Incomes are whole hundreds around 42,000.
+    """
     attributes = [event["attributes"] for event in of_kind("signup")]
-    assert all([*row, "industry"][:5] == ATTRIBUTES for row in attributes)
+    assert all(list(row) == [name for name in ATTRIBUTES if name in row] for row in attributes)
+    assert all(set(ATTRIBUTES) - set(row) <= {"industry"} for row in attributes)
     assert 0.5 < sum("industry" in row for row in attributes) / len(attributes) < 0.7
     assert all(1945 <= row["birth_year"] <= 2006 for row in attributes)
+    assert {row["hobby"] for row in attributes} == set(generator.HOBBIES)
+    incomes = sorted(row["income"] for row in attributes)
+    assert all(income > 0 and income % 100 == 0 for income in incomes)
+    assert incomes[len(incomes) // 2] == pytest.approx(42_000, rel=0.05)
+    assert incomes[len(incomes) // 4] / incomes[len(incomes) // 2] == pytest.approx(math.exp(-0.6745 * 0.45), rel=0.07)
+
+
+def test_surveys_follow_their_purchase() -> None:
+    """About `survey_share` of the purchases have one, 1 to 10 days later, mostly with a 4 or a 5."""
+    surveys, purchases = of_kind("survey"), of_kind("purchase")
+    bought: dict[str, list[datetime]] = {}
+    for event in purchases:
+        bought.setdefault(event["customer_id"], []).append(datetime.fromisoformat(event["occurred_at"]))
+    for event in surveys:
+        when = datetime.fromisoformat(event["occurred_at"])
+        waits = [(when - then) / timedelta(days=1) for then in bought[event["customer_id"]]]
+        assert any(0.999999 <= wait <= 10 for wait in waits)
+    assert len(surveys) / len(purchases) == pytest.approx(0.1, abs=0.02)
+    scores = Counter(event["score"] for event in surveys)
+    assert set(scores) == {1, 2, 3, 4, 5}
+    assert (scores[4] + scores[5]) / len(surveys) == pytest.approx(0.75, abs=0.08)
+
+
+def test_profiles_change_something_of_a_member() -> None:
+    """About `profile_share` of the members send one, with another family status or a higher income than before."""
+    events = list(generate(Population(customers=3000, survey_share=0)))
+    signups = {event["customer_id"]: event for event in of_kind("signup", events)}
+    profiles = of_kind("profile", events)
+    for event in profiles:
+        signup = signups[event["customer_id"]]
+        assert event["occurred_at"] >= signup["occurred_at"]
+        ((name, value),) = event["attributes"].items()
+        if name == "income":
+            assert value > signup["attributes"][name]
+            assert value % 100 == 0
+        else:
+            assert name == "family_status"
+            assert value in generator.FAMILY_STATUSES
+            assert value != signup["attributes"][name]
+    assert len({event["customer_id"] for event in profiles}) == len(profiles)
+    assert len(profiles) / len(signups) == pytest.approx(0.05, abs=0.02)
+    assert {name for event in profiles for name in event["attributes"]} == {"income", "family_status"}
+
+
+def test_new_kinds_leave_the_others_as_they_were() -> None:
+    """Surveys and profiles are added to a population's events, which are otherwise the same with and without them."""
+    for more in ({"survey_share": 0.0, "profile_share": 0.0}, {"survey_share": 1.0, "profile_share": 1.0}):
+        events = list(generate(Population(**more)))  # type: ignore[arg-type]
+        for kind in ("signup", "purchase", "refund"):
+            assert of_kind(kind, events) == of_kind(kind)
+        assert bool(of_kind("survey", events)) == bool(of_kind("profile", events)) == bool(more["survey_share"])
 
 
 def test_refunds_follow_and_never_exceed_their_purchase() -> None:
@@ -157,9 +219,9 @@ def test_refunds_follow_and_never_exceed_their_purchase() -> None:
 def test_amounts_are_positive_decimals_with_two_digits() -> None:
     """Amounts are plain decimal text of at least 0.01, also when the drawn spend is far below a cent."""
     tiny = list(generate(Population(customers=100, refund_share=1.0, gamma=1e-6)))
-    amounts = [event["amount"] for event in [*EVENTS, *tiny] if event["kind"] != "signup"]
+    amounts = [event["amount"] for event in [*EVENTS, *tiny] if "amount" in event]
     assert all(re.fullmatch(r"\d+\.\d\d", amount) and Decimal(amount) >= Decimal("0.01") for amount in amounts)
-    assert {event["amount"] for event in tiny if event["kind"] != "signup"} == {"0.01"}
+    assert {event["amount"] for event in tiny if "amount" in event} == {"0.01"}
 
 
 def test_signups_come_first_and_some_members_never_buy() -> None:
@@ -204,8 +266,9 @@ def test_repeat_purchases_match_the_bgnbd_expectation(parameters: dict[str, Any]
     """When all start at day 0, the mean of repeat purchases is within 4 standard errors of E[X(t)]."""
     n = 8000
     cohort = Population(
-        customers=n, days=7 * weeks, acquisition_days=0, signup_share=0, refund_share=0, seed=5, **parameters
-    )
+        customers=n, days=7 * weeks, acquisition_days=0, signup_share=0, refund_share=0, survey_share=0, seed=5,
+        **parameters,
+    )  # fmt: skip
     counts = [bought - 1 for bought in Counter(event["customer_id"] for event in generate(cohort)).values()]
     assert len(counts) == n
     mean = sum(counts) / n
@@ -243,9 +306,9 @@ def test_short_window_is_kept() -> None:
 @pytest.mark.filterwarnings("error")
 def test_extreme_rates() -> None:
     """Customers who almost never return, or who all leave at once, are simulated without warnings."""
-    rare = Population(customers=200, signup_share=0, refund_share=0, r=0.001)
+    rare = Population(customers=200, signup_share=0, refund_share=0, survey_share=0, r=0.001)
     assert len(list(generate(rare))) < 220
-    leaving = Population(customers=200, signup_share=0, refund_share=0, r=50.0, a=1000.0, b=1e-3)
+    leaving = Population(customers=200, signup_share=0, refund_share=0, survey_share=0, r=50.0, a=1000.0, b=1e-3)
     assert max(Counter(event["customer_id"] for event in generate(leaving)).values()) == 2
 
 
@@ -259,6 +322,8 @@ def test_extreme_rates() -> None:
         {"refund_share": 1.1},
         {"signup_share": -0.1},
         {"never_buys": math.nan},
+        {"survey_share": 1.5},
+        {"profile_share": -0.1},
         {"alpha": 0.0},
         {"q": 1.0},
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from models.dimensions import Lifecycle
 from models.instants import FOREVER
-from models.policy import LifecyclePolicy
+from models.engines import LifecyclePolicy
 from models.table import NO_LABEL, CustomerTable
 from tests.unit.build import DAY, at, make_policy
 

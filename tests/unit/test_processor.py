@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from models.counts import Count
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER
 from models.money import LARGEST_TOTAL
-from models.segmenter import Segmenter
 from models.table import CustomerTable
-from streams.commit import Count, Range
+from streams.activations import Activations
+from streams.commit import Range
 from streams.errors import LostBatch, StaleOwner, StoreUnavailable
 from streams.processor import BatchProcessor, Clock, Shard, Step
 from streams.store.memory import MemoryStore
@@ -162,7 +163,7 @@ def test_nothing_is_stored_before_the_commit() -> None:
     assert commits == 1
     assert [len(changes) for _, changes, _ in entries] == [1]
     assert [customer for customer, _ in rows] == ["a"]
-    assert sizes["lifecycle:new"] == Count(1, 200)
+    assert sizes["lifecycle:new"] == Count(1, 200, 1)
 
 
 def test_outbox_entries_are_numbered_and_carry_the_owner() -> None:
@@ -217,8 +218,8 @@ def test_dead_letters_are_committed_with_the_batch() -> None:
 def test_dead_letters_name_the_configured_topic() -> None:
     """The letter names the topic as Kafka knows it, not its role."""
     topics: dict[Role, str] = {"signups": "crm.signups", "purchases": "shop.sales", "erasures": "gdpr"}
-    policy = make_policy()
-    processor = BatchProcessor(Shard(3, 8, topics), Segmenter(policy), MemoryStore(), Clock.EVENT)
+    store = MemoryStore()
+    processor = BatchProcessor(Shard(3, 8, topics), Activations(store, make_policy()), store, Clock.EVENT)
     processor.load(NO_HISTORY, NO_HISTORY)
     batch, refusals = processor.read("purchases", [Rec(b"", b"a", 1)], FOREVER)
     entry = processor.fold(batch, refusals, {"purchases": Range(0, 2)}).commit.entry

@@ -13,7 +13,7 @@ import pytest
 from models.instants import NEVER
 from streams.errors import ConfigurationError
 from streams.recorded import STDIN, RecordedEvent, read_recorded, recorded_event
-from tests.unit.build import Event, at, erasure, purchase, refund, signup, tick
+from tests.unit.build import Event, at, erasure, profile, purchase, refund, signup, survey, tick
 
 
 def lines(events: Iterable[Event]) -> bytes:
@@ -36,6 +36,8 @@ def ids(events: Iterable[RecordedEvent]) -> list[str]:
         (purchase("a", "1", at(0)), "purchases"),
         (refund("a", "1", at(0)), "purchases"),
         (signup("a", "1", at(0)), "signups"),
+        (profile("a", "1", at(0)), "signups"),
+        (survey("a", "1", at(0)), "signups"),
         (erasure("a", "1", at(0)), "erasures"),
         ({**purchase("a", "1", at(0)), "kind": "sale"}, "purchases"),
         ({**purchase("a", "1", at(0)), "kind": None}, "purchases"),

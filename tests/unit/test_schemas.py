@@ -16,7 +16,22 @@ from models.instants import FOREVER
 from models.schemas import schemas
 from streams.commit import OutboxEntry
 from streams.generator import Population, generate
-from tests.unit.build import LATER, Event, Feeder, Rec, at, erasure, make_policy, purchase, record, refund, signup, tick
+from tests.unit.build import (
+    LATER,
+    Event,
+    Feeder,
+    Rec,
+    at,
+    erasure,
+    make_policy,
+    profile,
+    purchase,
+    record,
+    refund,
+    signup,
+    survey,
+    tick,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 SCHEMAS = schemas()
@@ -81,6 +96,10 @@ GOOD: list[Event] = [
     signup("a", "3", at(0)),
     signup("a", "3", at(0), country="DE", channel="web", attributes={"x": "y"}),
     {"event_id": "3", "customer_id": "a", "occurred_at": "2024-01-01T00:00:00.123456789+05:30"},
+    profile("a", "5", at(0)),
+    profile("a", "5", at(0), country="DE", channel=None, attributes={"income": 42_000, "hobby": "gym", "x": None}),
+    *(survey("a", "6", at(0), score) for score in (0, 5, 4.35, 100, 100.0, "0", "4.5", "99.99", "100.00")),
+    survey("a", "6", at(0), something="else"),
     erasure("a", "4", at(0)),
 ]
 
@@ -95,14 +114,20 @@ def test_what_the_code_accepts_is_valid(event: Event) -> None:
 
 def test_generated_events_are_valid() -> None:
     """The generator is a producer like any other."""
-    for event in generate(Population(customers=30, seed=5, refund_share=0.3)):
-        assert errors(ROLE_OF_KIND[event["kind"]], event) == []
+    kinds = set()
+    for event in generate(Population(customers=30, seed=5, refund_share=0.3, profile_share=0.5)):
+        role = ROLE_OF_KIND[event["kind"]]
+        assert errors(role, event) == []
+        assert accepted(role, event)
+        kinds.add(event["kind"])
+    assert kinds == {"signup", "purchase", "refund", "survey", "profile"}
 
 
 def without(event: Event, field: str) -> Event:
     return {name: value for name, value in event.items() if name != field}
 
 
+SCORES = ("-1", "101", "100.01", "4.333", "5.", ".5", "", " 5", "1e1", -1, 101, 100.5, True, [], None)
 AMOUNTS = ("-1", "1e3", "1.", ".5", "", "1.0000001", -1, True, [])
 BAD: list[tuple[Role, Any]] = [
     *(("purchases", without(purchase("a", "1", at(0)), field)) for field in purchase("a", "1", at(0))),
@@ -119,6 +144,16 @@ BAD: list[tuple[Role, Any]] = [
     *(("signups", {**signup("a", "1", at(0)), "occurred_at": when}) for when in (
         "2024-01-01", "2024-01-01T00:00:00", "2024-01-01 00:00:00Z", "yesterday", 0,
     )),
+    *(("signups", without(build("a", "1", at(0)), field))
+      for build in (profile, survey) for field in ("event_id", "customer_id", "occurred_at")),
+    ("signups", without(survey("a", "1", at(0)), "score")),
+    *(("signups", survey("a", "1", at(0), score)) for score in SCORES),
+    *(("signups", {**profile("a", "1", at(0)), "kind": kind}) for kind in ("tick", "erasure", "", None, 5, ["signup"])),
+    ("signups", profile("a", "1", at(0), attributes=[])),
+    ("signups", profile("a", "1", at(0), country="")),
+    ("purchases", profile("a", "1", at(0))),
+    ("purchases", survey("a", "1", at(0))),
+    ("erasures", profile("a", "1", at(0))),
     ("purchases", purchase("", "1", at(0))),
     ("purchases", purchase("a" * 257, "1", at(0))),
     ("purchases", purchase("a", "", at(0))),

@@ -505,6 +505,7 @@ def test_state_that_cannot_be_read_is_not_tried_again() -> None:
         await first.assign(0)
         await first.catch_up()
         await first.kill()
+        fleet.store.lose_activations()
         with pytest.raises(StateError, match="the stored amounts are in USD, the policy's base is EUR"):
             await fleet.worker(policy=make_policy(base="EUR")).assign(0)
 

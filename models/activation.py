@@ -1,0 +1,66 @@
+"""Activation: which policy and which cut-offs are in force. They are numbered; a shard is at one of them at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
+
+import orjson
+
+from models.errors import StateError
+from models.population import Cutoffs
+
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One step of the fleet from one policy and its cut-offs to the next.
+
+    ``instant`` names it in change ids: when a policy was applied, or as of when a population's cut-offs were taken.
+    A shard takes cut-offs at its time ``active_from``, a policy at once. ``backfill`` says whether the moves it
+    causes are history to consumers. Instants are int64 microseconds.
+    """
+
+    number: int
+    cause: Literal["policy", "population"]
+    policy_version: int
+    instant: int
+    active_from: int
+    backfill: bool
+    cutoffs: Cutoffs
+
+    @cached_property
+    def json(self) -> bytes:
+        """The activation as stored, but for its number, which is where it is stored."""
+        return orjson.dumps(
+            {
+                "format": _FORMAT,
+                "cause": self.cause,
+                "policy_version": self.policy_version,
+                "instant": self.instant,
+                "active_from": self.active_from,
+                "backfill": self.backfill,
+                "cutoffs": self.cutoffs.plain(),
+            }
+        )
+
+    @classmethod
+    def parse(cls, number: int, text: bytes) -> Activation:
+        """Read a stored activation. Raises StateError if a newer version wrote it or it is damaged."""
+        try:
+            stored = orjson.loads(text)
+            if stored["format"] != _FORMAT:
+                raise StateError(f"activation {number} was stored in format {stored['format']}; run a newer version")
+            return cls(
+                number,
+                stored["cause"],
+                int(stored["policy_version"]),
+                int(stored["instant"]),
+                int(stored["active_from"]),
+                bool(stored["backfill"]),
+                Cutoffs.from_plain(stored["cutoffs"]),
+            )
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"activation {number} is damaged ({error!r}); apply the policy again") from None

@@ -1,0 +1,269 @@
+"""Changes as they are published: columns to JSON text.
+
+Several labels of a customer move by one event or at one instant, and everything but the move itself is the same in
+all of these changes: it is written once. Building the text from pieces costs a fifth of building dictionaries and
+dumping them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, overload
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from models.changes import Cause, SegmentChanged, change_id_of
+from models.engines import Profile
+from models.instants import DAY, NEVER, Instants, format_column, format_instant
+from models.policy import Policy
+from models.population import Cutoffs
+from models.table import CustomerTable, Rows
+
+CAUSES: Final[tuple[Cause, ...]] = (
+    "time", "purchase", "refund", "signup", "erasure", "profile", "survey", "late_event", "policy", "population",
+)  # fmt: skip
+TIME, LATE, ERASURE = (CAUSES.index(cause) for cause in ("time", "late_event", "erasure"))
+#: An event position that stands for "no event": time, a policy or the population did it.
+NO_EVENT: Final = -1
+
+
+class Changes(NamedTuple):
+    """Changes as columns. ``decided`` is the position of the deciding record, ``event`` of the causing one."""
+
+    row: Rows
+    dimension: NDArray[np.int64]
+    before: NDArray[np.int16]
+    after: NDArray[np.int16]
+    cause: NDArray[np.int8]
+    effective_at: Instants
+    decided: NDArray[np.int64]
+    event: NDArray[np.int64]
+    sequence: NDArray[np.int64]
+    orders: NDArray[np.int64]
+    net: NDArray[np.int64]
+    last_purchase_at: Instants
+    segments: NDArray[np.int16]
+
+    @classmethod
+    def none(cls, dimensions: int) -> Changes:
+        """No change."""
+        none = np.empty(0, dtype=np.int64)
+        return cls(
+            none, none, none.astype(np.int16), none.astype(np.int16), none.astype(np.int8), none, none, none, none,
+            none, none, none, np.empty((0, dimensions), dtype=np.int16),
+        )  # fmt: skip
+
+
+class _Snapshot(NamedTuple):
+    """A customer's labels, as a JSON object, after the change numbered ``sequence``."""
+
+    sequence: int
+    segments: str
+    decided_at: str
+    policy_version: int
+
+
+class Wire(Sequence[SegmentChanged]):
+    """Changes as JSON, each with what its message needs beside it; looked at, each is the dictionary it says."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+        self.ids: list[str] = []
+        self.customers: list[str] = []
+        self.effective_at: list[str] = []
+        #: By customer; None once erased.
+        self._snapshots: dict[str, _Snapshot | None] = {}
+
+    @classmethod
+    def of(cls, changes: Sequence[SegmentChanged]) -> Wire:
+        """Changes that are dictionaries."""
+        if isinstance(changes, cls):
+            return changes
+        wire = cls()
+        for change in changes:
+            customer, segments = change["customer_id"], change["segments"]
+            wire.values.append(orjson.dumps(change))
+            wire.ids.append(change["change_id"])
+            wire.customers.append(customer)
+            wire.effective_at.append(change["effective_at"])
+            after = _Snapshot(change["sequence"], _json(segments), change["decided_at"], change["policy_version"])
+            erased = change["cause"] == "erasure" and not any(segments.values())
+            wire._snapshots[customer] = None if erased else after
+        return wire
+
+    def snapshots(self) -> Iterator[tuple[str, bytes | None]]:
+        """Each customer's labels after their last change, as JSON; None for an erased customer."""
+        for customer, after in self._snapshots.items():
+            if after is None:
+                yield customer, None
+            else:
+                yield (
+                    customer,
+                    (
+                        f'{{"customer_id":{_json(customer)},"sequence":{after.sequence},"segments":{after.segments},'
+                        f'"as_of":"{after.decided_at}","policy_version":{after.policy_version}}}'
+                    ).encode(),
+                )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, at: int) -> SegmentChanged: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[SegmentChanged]: ...
+    def __getitem__(self, at: int | slice) -> SegmentChanged | Sequence[SegmentChanged]:
+        if isinstance(at, slice):
+            return [orjson.loads(value) for value in self.values[at]]
+        change: SegmentChanged = orjson.loads(self.values[at])
+        return change
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
+
+
+class WireWriter:
+    """Writes changes under one policy and its cut-offs.
+
+    ``activation`` is the instant that names what moves neither by an event nor by a deadline.
+    """
+
+    def __init__(self, policy: Policy, cutoffs: Cutoffs, activation: int) -> None:
+        self._policy = policy
+        self._names = tuple(policy.dimensions)
+        self._cutoffs = cutoffs
+        self._activation = f"activation:{activation}"
+        as_of = None if cutoffs.as_of == NEVER else format_instant(cutoffs.as_of)
+        self._versions = f'"policy_version":{policy.version},"population_as_of":{_json(as_of)},"backfill":'
+
+    def write(
+        self,
+        table: CustomerTable,
+        changes: Changes,
+        events: Sequence[str],
+        times: Instants,
+        history: NDArray[np.bool_],
+    ) -> Wire:
+        """The changes in their order.
+
+        ``events`` are the batch's event ids, ``times`` the shard's time at each record, ``history`` says of each
+        change whether it is.
+        """
+        wire = Wire()
+        if not len(changes.row):
+            return wire
+        starts = _starts(changes, history)
+        ends = [*starts[1:].tolist(), len(changes.row)]
+        moves = self._moves_of(table, changes)
+        sequences, begin, values, ids = changes.sequence.tolist(), 0, wire.values, wire.ids
+        for head, end in zip(self._heads(table, changes, starts, events, times, history), ends, strict=True):
+            customer, ident, source, effective, rest, segments, decided = head
+            opening = f'","customer_id":{_json(customer)},"sequence":'
+            for i in range(begin, end):
+                said, move = moves[i]
+                change_id = change_id_of(f"{ident}{said}{source}")
+                ids.append(change_id)
+                values.append(f'{{"change_id":"{change_id}{opening}{sequences[i]},{move}{rest}'.encode())
+            wire.customers += [customer] * (end - begin)
+            wire.effective_at += [effective] * (end - begin)
+            after = None if segments is None else _Snapshot(sequences[end - 1], segments, decided, self._policy.version)
+            wire._snapshots[customer] = after
+            begin = end
+        return wire
+
+    def _heads(
+        self,
+        table: CustomerTable,
+        changes: Changes,
+        starts: NDArray[np.int64],
+        events: Sequence[str],
+        times: Instants,
+        history: NDArray[np.bool_],
+    ) -> Iterator[tuple[str, str, str, str, str, str | None, str]]:
+        """For each run of changes that differ in nothing but the move: what is the same in them."""
+        money, customers = self._policy.converter, table.customer
+        orders, effective_at = changes.orders[starts], changes.effective_at[starts]
+        last = np.where(orders > 0, changes.last_purchase_at[starts], 0)
+        columns = zip(
+            changes.row[starts].tolist(), changes.cause[starts].tolist(), changes.event[starts].tolist(),
+            effective_at.tolist(), format_column(effective_at), format_column(times[changes.decided[starts]]),
+            history[starts].tolist(), orders.tolist(), changes.net[starts].tolist(),
+            np.maximum((effective_at - last) // DAY, 0).tolist(), self._segments(table, changes.segments[starts]),
+            strict=True,
+        )  # fmt: skip
+        for row, cause, position, instant, effective, decided, told, orders, net, days, segments in columns:
+            customer = customers[row]
+            if position != NO_EVENT:
+                source, event = f"event:{events[position]}", _json(events[position])
+            else:
+                source, event = (f"deadline:{instant}" if cause <= LATE else self._activation), "null"
+            rest = (
+                f'"cause":"{CAUSES[cause]}","event_id":{event},"effective_at":"{effective}","decided_at":"{decided}",'
+                f'{self._versions}{"true" if told else "false"},"rfm":{{"recency_days":{days if orders else "null"},'
+                f'"frequency":{orders},"monetary":"{money.text(net)}","currency":"{money.base}"}},'
+                f'"segments":{segments}}}'
+            )
+            ident = f"{len(customer)}:{customer}|"
+            yield customer, ident, source, effective, rest, None if cause == ERASURE else segments, decided
+
+    def _segments(self, table: CustomerTable, codes: NDArray[np.int16]) -> list[str]:
+        """Each row of label codes as a JSON object. Customers in the same segments share one text."""
+        width, data = codes.itemsize * codes.shape[1], np.ascontiguousarray(codes).tobytes()
+        known: dict[bytes, str] = {}
+        found = []
+        for i in range(len(codes)):
+            key = data[i * width : (i + 1) * width]
+            text = known.get(key)
+            if text is None:
+                every = zip(self._names, table.labels, codes[i].tolist(), strict=True)
+                named: dict[str, Any] = {name: texts[code] if code >= 0 else None for name, texts, code in every}
+                text = known[key] = _json(named)
+            found.append(text)
+        return found
+
+    def _moves_of(self, table: CustomerTable, changes: Changes) -> list[tuple[str, str]]:
+        """Each change's part of a change_id and of the text. There are few different moves."""
+        wide = np.int64(2**16)
+        keys = (changes.dimension * wide + changes.before) * wide + changes.after
+        _, first, place = np.unique(keys, return_index=True, return_inverse=True)
+        moves = []
+        for i in first.tolist():
+            d = int(changes.dimension[i])
+            labels: tuple[str | None, ...] = (*table.labels[d], None)
+            moves.append(self._move(d, labels[changes.before[i]], labels[changes.after[i]]))
+        return [moves[i] for i in place.tolist()]
+
+    def _move(self, d: int, before: str | None, after: str | None) -> tuple[str, str]:
+        name = self._names[d]
+        profile = self._policy.dimensions[name].profiles.get(after or "", Profile())
+        said = {
+            "dimension": name,
+            "from": before,
+            "to": after,
+            "title": profile.title,
+            "channel": profile.channel,
+            "viable": f"{name}:{after}" not in self._cutoffs.small,
+        }
+        return f"{name}|{before or ''}|{after or ''}|", f"{_json(said)[1:-1]},"
+
+
+def _starts(changes: Changes, history: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where a change differs from the one before it in more than the move."""
+    differs = np.zeros(len(changes.row), dtype=np.bool_)
+    differs[0] = True
+    for column in (changes.row, changes.event, changes.effective_at, changes.cause, changes.decided, history):
+        differs[1:] |= column[1:] != column[:-1]
+    # Of one row, event and instant; but an erased customer's successor may bear the same.
+    differs[1:] |= changes.sequence[1:] != changes.sequence[:-1] + 1
+    return np.flatnonzero(differs)

@@ -1,0 +1,173 @@
+"""Activations: the policies and cut-offs that were ever in force, as the store has them, and the next of them.
+
+Every worker follows the same numbered list, so that a shard that moves to another worker stays where it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import lru_cache
+from typing import Final
+
+from models.activation import Activation
+from models.errors import StateError
+from models.instants import NEVER
+from models.policy import Policy, parse_policy
+from models.population import Cutoffs, Summary, cutoffs_of
+from models.segmenter import Segmenter
+from streams.errors import ConfigurationError
+from streams.ports import StateStore
+
+log = logging.getLogger(__name__)
+
+_parsed = lru_cache(maxsize=8)(parse_policy)
+
+
+class Activations:
+    """What ``refresh`` last saw in the store. ``policy`` becomes the first activation of a store without any."""
+
+    def __init__(self, store: StateStore, policy: Policy) -> None:
+        self._store: Final = store
+        self._first = policy
+        self._known: dict[int, Activation] = {}
+        self._policies: dict[int, Policy] = {}
+        self._lock = threading.RLock()
+        self.latest = 0
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Look for new ones; returns whether there are any. Raises StoreUnavailable or StateError."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> bool:
+        latest = self._store.latest_activation()
+        if latest < self.latest:
+            # The store was emptied or restored from a backup.
+            self._known.clear()
+            self._policies.clear()
+            self.latest = 0
+        if not latest:
+            first = Activation(1, "policy", self._first.version, NEVER, NEVER, True, Cutoffs())
+            self._store.activate(first, self._first.text)
+            latest = self._store.latest_activation()
+        new, self.latest = latest > self.latest, latest
+        return new
+
+    def policy(self, version: int) -> Policy:
+        """The policy of a version. Raises StateError if the store does not have it or this version cannot read it."""
+        if version not in self._policies:
+            text = self._store.policy_text(version)
+            if text is None:
+                raise StateError(f"the store has no policy of version {version}; restore the store from a backup")
+            self._policies[version] = _parsed(text)
+        return self._policies[version]
+
+    def segmenter(self, number: int, since: int) -> Segmenter:
+        """What labels customers under an activation that a shard took at its time ``since``."""
+        activation = self[number]
+        return Segmenter(self.policy(activation.policy_version), activation, since)
+
+    def __getitem__(self, number: int) -> Activation:
+        """The activation of a number. Raises StateError if there is none."""
+        if number not in self._known:
+            self._known[number] = self._store.activation(number)
+        return self._known[number]
+
+    @property
+    def active(self) -> Activation:
+        """The latest."""
+        return self[self.latest]
+
+    def newer_policy(self, number: int) -> int | None:
+        """The latest activation of a policy after ``number``; a shard takes it at once."""
+        later = range(self.latest, number, -1)
+        return next((each for each in later if self[each].cause == "policy"), None)
+
+    def cutoffs_at(self, number: int, time: int) -> int | None:
+        """The latest activation of cut-offs after ``number`` that is in force at a shard's time."""
+        later = range(self.latest, number, -1)
+        return next((each for each in later if self[each].active_from <= time), None)
+
+    def cutoffs_since(self, number: int, as_of: int) -> int | None:
+        """The first activation after ``number`` of cut-offs taken as of an instant or later."""
+        later = range(number + 1, self.latest + 1)
+        return next((each for each in later if self[each].cutoffs.as_of >= as_of), None)
+
+    def merge(self, partitions: int) -> bool:
+        """Activate new cut-offs if all shards have summarised themselves as of a later instant than the last.
+
+        Returns whether it did. It does not matter who calls this, nor how many do.
+        """
+        with self._lock:
+            return self._merge(partitions)
+
+    def _merge(self, partitions: int) -> bool:
+        active = self.active
+        policy = self.policy(active.policy_version)
+        if not policy.needs_population:
+            return False
+        for instant in self._store.summarised(0):
+            if instant <= active.cutoffs.as_of:
+                continue
+            parts = [self._store.summary(shard, instant) for shard in range(partitions)]
+            known = [part for part in parts if part is not None]
+            if len(known) == partitions:
+                return self._activate(active, policy, instant, Summary.merged(known))
+        return False
+
+    def _activate(self, active: Activation, policy: Policy, instant: int, population: Summary) -> bool:
+        cutoffs = cutoffs_of(policy, population, instant, active.cutoffs)
+        following = Activation(
+            active.number + 1,
+            "population",
+            active.policy_version,
+            instant,
+            instant + policy.population.settle,
+            False,
+            cutoffs,
+        )
+        done = self._store.activate(following, population=population)
+        if done:
+            log.info("cut-offs as of %d are activation %d", instant, following.number, extra={"action": "cutoffs"})
+        self.refresh()
+        return done
+
+    def apply(self, policy: Policy, instant: int, backfill: bool, *, again: bool = False) -> Activation:
+        """Activate a policy for the whole fleet, with cut-offs of the population as it was last summarised.
+
+        ``again`` allows a policy whose version was active before. Raises ConfigurationError for a policy that cannot
+        follow the active one.
+        """
+        while True:
+            self.refresh()
+            self._check(policy, again=again)
+            population = self._store.population()
+            cutoffs = Cutoffs()
+            if population is not None:
+                cutoffs = cutoffs_of(policy, population[1], population[0], self.active.cutoffs)
+            following = Activation(self.latest + 1, "policy", policy.version, instant, NEVER, backfill, cutoffs)
+            if self._store.activate(following, policy.text):
+                self.refresh()
+                return following
+
+    def _check(self, policy: Policy, *, again: bool) -> None:
+        known = self._store.policy_text(policy.version)
+        if known is not None and known != policy.text:
+            raise ConfigurationError(
+                f"another policy with version {policy.version} was active before; give this one a version of its own"
+            )
+        active = self.policy(self.active.policy_version)
+        if policy.money.base != active.money.base:
+            raise ConfigurationError(
+                f"amounts are stored in {active.money.base} and this policy's base is {policy.money.base}; set "
+                "money.base back, or start with another SEGMENTER_NAMESPACE and rebuild"
+            )
+        if policy.version == active.version:
+            raise ConfigurationError(f"policy version {policy.version} is already active")
+        if policy.version < active.version and not again:
+            raise ConfigurationError(
+                f"policy version {active.version} is active; give this one a greater version than {policy.version}, "
+                "or use `segmenter policy rollback` to go back"
+            )
