@@ -66,6 +66,7 @@ def codes_of(table: CustomerTable, batch: EventBatch) -> Codes:
                 purchases = np.bincount(place[bought], minlength=len(distinct)).tolist()
                 counted = [text if times else None for text, times in zip(distinct, purchases, strict=True)]
                 codes = _codes(table.values[tally.name], counted)[place]
+                table.widen(tally.name, len(table.values[tally.name].texts))
                 found[tally.name] = codes if bought.all() else np.where(bought, codes, np.int32(NO_VALUE))
     return found
 
@@ -160,7 +161,6 @@ def _fold_tally(
     if tally.half_life is not None:
         doublings = (occurred - LANDMARK) // tally.half_life
         weight = np.ldexp(weight, np.clip(doublings, -MOST_DOUBLINGS, MOST_DOUBLINGS))
-    table.widen(tally.name, int(codes.max(initial=NO_VALUE)) + 1)
     table.tally[tally.name][rows, codes] += weight
 
 

@@ -22,8 +22,9 @@ from models.instants import NEVER
 from models.policy import Policy
 from models.table import NO_LABEL, CustomerTable
 
-#: Parts into which a shard's distribution is cut: a cut-off is off by at most one part of a shard's customers.
-BINS: Final = 1000
+#: Values of which a stored distribution is exact. Of more it has this many parts, each of as many customers: a cut-off
+#: is off by at most one part of a shard.
+BINS: Final = 10_000
 #: Shares of the population at which RFM scores change.
 QUINTILES: Final = (Fraction(1, 5), Fraction(2, 5), Fraction(3, 5), Fraction(4, 5))
 #: What is summarised: age of the last purchase in microseconds, purchases, net revenue in minor units.

@@ -38,7 +38,7 @@ def described(unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Iterat
             "satisfaction": round(known["score"] / surveys / 100, 2) if surveys else None,
             "attributes": {
                 **{n: values[n][code] for n, code in zip(layout.attributes, known["value"], strict=True) if code >= 0},
-                **{n: each for n, each in zip(layout.numbers, known.get("number", ()), strict=True) if each == each},
+                **{n: float(x) for n, x in zip(layout.numbers, known.get("number", ()), strict=True) if x == x},
             },
             "segments": {
                 name: labels[code] if code >= 0 else None

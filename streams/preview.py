@@ -74,7 +74,7 @@ class Moves:
 
 @dataclass
 class Preview:
-    """What would happen at once, and ``later``: when the population is summarised for the first time.
+    """What would happen at once, at the shards' ``time``, and ``later``: when the population is first summarised.
 
     That is found as if it were summarised at once; None if there are cut-offs for every dimension already.
     """
@@ -83,6 +83,7 @@ class Preview:
     policy: Policy
     activation: Activation
     customers: int = 0
+    time: int = NEVER
     moves: Moves = field(default_factory=Moves)
     later: Moves | None = None
     notes: list[str] = field(default_factory=list)
@@ -125,8 +126,11 @@ class _Samples:
 class _Copied:
     """One shard of the copy, with everything applied that was due before."""
 
-    def __init__(self, number: int, partitions: int, store: MemoryStore, activations: Activations) -> None:
+    def __init__(
+        self, number: int, partitions: int, store: MemoryStore, activations: Activations, at: int = NEVER
+    ) -> None:
         self._store = store
+        self._until = at
         self.processor = BatchProcessor(
             Shard(number, partitions, {role: role for role in ROLES}), activations, store, Clock.EVENT
         )
@@ -139,8 +143,8 @@ class _Copied:
             self._store.acknowledge(self.processor.shard.number, [step.commit.entry.id])
 
     def settle(self, found: _Samples | None = None) -> None:
-        """Apply everything that is due by the shard's time."""
-        while (step := self.processor.advance(self.processor.time, _SLICE)) is not None:
+        """Apply everything that is due."""
+        while (step := self.processor.advance(self._until, _SLICE)) is not None:
             self._commit(step)
             if found is not None:
                 found.add(step.outcome)
@@ -160,13 +164,15 @@ def preview(
     policy: Policy,
     instant: int,
     *,
+    at: int = NEVER,
     samples: int = 5,
     take: Take | None = None,
 ) -> Preview:
     """What activating ``policy`` at an instant would do to what ``source`` holds, which stays as it is.
 
-    ``take`` gets every change that would be published. Raises ConfigurationError if there is nothing to compare with,
-    or if the policy counts in another currency, and StateError or StoreUnavailable.
+    The time of every shard reaches ``at`` first: what is stored may be older, for time that passes and changes nothing
+    is not stored. ``take`` gets every change that would be published. Raises ConfigurationError if there is nothing to
+    compare with or if the policy counts in another currency, and StateError or StoreUnavailable.
     """
     if not source.latest_activation():
         raise ConfigurationError("there is no active policy to compare with; start a worker first")
@@ -175,7 +181,7 @@ def preview(
     activations = Activations(store, policy)
     before = activations.policy(activations.active.policy_version)
     notes: list[str] = []
-    activation = _activated(activations, policy, instant, notes)
+    activation = _activated(activations, store, policy, instant, notes)
     found = Preview(before, policy, activation, notes=notes)
     shards: list[_Copied] = []
     for number in range(partitions):
@@ -185,11 +191,12 @@ def preview(
             )
         if store.header(number).time is None:
             continue
-        shard = _Copied(number, partitions, store, activations)
+        shard = _Copied(number, partitions, store, activations, at)
         old, taken = shard.processor.table, _Samples(found.moves, samples, take)
         own = activations[shard.header.activation or 1]
         known = dimensions_of(old.policy, own.cutoffs)
         found.customers += len(old)
+        found.time = max(found.time, shard.processor.time)
         shard.follow(taken)
         taken.explain(_Reasons(shard.processor, dimensions_of(policy, activation.cutoffs), old, known))
         if _unknown(policy, activation.cutoffs):
@@ -200,14 +207,17 @@ def preview(
     return found
 
 
-def _activated(activations: Activations, policy: Policy, instant: int, notes: list[str]) -> Activation:
+def _activated(
+    activations: Activations, store: StateStore, policy: Policy, instant: int, notes: list[str]
+) -> Activation:
     """Activate the policy in the copy, also one that must still be given a version of its own."""
     try:
         return activations.apply(policy, instant, True)
     except ConfigurationError as refusal:
-        active = activations.active.policy_version
-        renumbered = policy.model_copy(update={"version": 2**31 - 1})
-        activation = activations.apply(renumbered, instant, True)
+        version = active = activations.active.policy_version
+        while store.policy_text(version) is not None:
+            version += 1
+        activation = activations.apply(policy.model_copy(update={"version": version}), instant, True)
         same = policy.text == activations.policy(active).text
         notes.append("this policy is the active one" if same else f"apply will refuse this policy: {refusal}")
         return activation

@@ -109,6 +109,8 @@ class BatchProcessor:
         for name, known in table.values.items():
             if name in header.values:
                 table.values[name] = AttributeValues(known.most, header.values[name])
+        for name in table.tally:
+            table.widen(name, len(table.values[name].texts))
         for stored in self._store.rows(self.shard.number):
             for group in unpack(stored, header.layouts):
                 load(table, group, header.values)
@@ -143,21 +145,19 @@ class BatchProcessor:
         Of the rows that it does not touch, the due deadlines of at most ``most`` are applied.
         """
         times = np.maximum.accumulate(np.maximum(self.clock.instants(batch), self.time))
-        summary = self._first_summary(int(times[0])) if len(times) else None
         history = batch.offset < self._backfill_until[batch.rank]
         outcome = self._segmenter.apply(self.table, batch, times, history, self._told_until, most)
         outcome.time = max(outcome.time, self.time)
-        return self._step(outcome, [*refusals, *outcome.overflowed], ranges, summary)
+        return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
         instant = max(instant, self.time)
-        summary = self._first_summary(instant)
         outcome = self._segmenter.advance(self.table, instant, False, most, self._told_until)
-        if not len(outcome.touched) and summary is None:
+        if not len(outcome.touched):
             self.time = instant
             return None
-        return self._step(outcome, (), {}, summary)
+        return self._step(outcome, (), {})
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
@@ -180,18 +180,22 @@ class BatchProcessor:
 
     @property
     def stop_at(self) -> int:
-        """The next instant that time must not pass before ``stop`` has been called for it; FOREVER if there is none."""
-        population = self.policy.population
-        if not self.policy.needs_population or self.time == NEVER:
+        """The next instant that time must not pass before ``stop`` has been called for it; FOREVER if there is none.
+
+        Before a shard's time begins it is NEVER: it begins with a summary that nobody is in.
+        """
+        if not self.policy.needs_population:
             return FOREVER
-        due = FOREVER if self._awaited is None else self._awaited + population.settle
+        if self.time == NEVER:
+            return NEVER
+        due = FOREVER if self._awaited is None else self._awaited + self.policy.population.settle
         return min(self._next_summary, due)
 
     @property
     def _next_summary(self) -> int:
-        every = self.policy.population.every
-        known = self._floor(self.time) if self._summarised is None else self._summarised
-        return known + every
+        if self._summarised is None:
+            return self._floor(self.time)
+        return self._summarised + self.policy.population.every
 
     def _floor(self, instant: int) -> int:
         every = self.policy.population.every
@@ -203,6 +207,9 @@ class BatchProcessor:
         To be called until ``stop_at`` lies after the target.
         """
         stop = self.stop_at
+        if stop == NEVER:
+            begin = self._floor(target)
+            return self._step(nothing(begin), (), {}, (begin, Summary.empty()))
         step = self.advance(stop, most)
         if step is not None:
             return step
@@ -211,9 +218,7 @@ class BatchProcessor:
             instant = max(stop, self._floor(target) - MOST_SUMMARIES * self.policy.population.every)
             return self._step(nothing(self.time), (), {}, (instant, summary_of(self.table, instant)))
         number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
-        if number is None:
-            return None
-        return self._adopt(number, stop)
+        return None if number is None else self._adopt(number, self.time)
 
     def give_up(self) -> None:
         """Go on without the cut-offs that ``stop`` waits for; they are taken when they come."""
@@ -234,18 +239,12 @@ class BatchProcessor:
     def _adopt(self, number: int, since: int) -> Step:
         segmenter = self.activations.segmenter(number, since)
         self._segmenter = segmenter
-        self._awaited = None
+        if self._awaited is not None and segmenter.cutoffs.as_of >= self._awaited:
+            self._awaited = None
         by_policy = self.activations[number].cause == "policy"
         if not by_policy:
             segmenter.adopt(self.table)
         return replace(self._step(nothing(self.time), (), {}), reload=by_policy)
-
-    def _first_summary(self, instant: int) -> tuple[int, Summary] | None:
-        """Before the first event: nobody was there until then. Else a beginning, for a policy that is new to it."""
-        if self._summarised is not None or not self.policy.needs_population:
-            return None
-        floor = self._floor(instant if self.time == NEVER else self.time)
-        return floor, summary_of(self.table, floor)
 
     def commit(self, step: Step) -> None:
         """Store a step. Raises StaleOwner, LostBatch or StoreUnavailable; then the table must be loaded again."""
@@ -255,9 +254,10 @@ class BatchProcessor:
             name = key.rpartition(":")[0]
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
         if step.commit.summary is not None:
-            began = self._summarised is None
+            # A policy that is new to a shard with customers must not hold them up until all shards have it.
+            new = self._summarised is None and self.time > step.commit.summary[0]
             self._summarised = step.commit.summary[0]
-            self._awaited = None if began else self._summarised
+            self._awaited = None if new else self._summarised
         self._next_commit += 1
 
     def _step(

@@ -173,7 +173,6 @@ class Replay:
         """Summarise the population, and take cut-offs, at every instant for that up to ``target``, on all shards."""
         for instant in self._population.upto(target):
             for processor in self._processors:
-                self._advance(processor, instant)
                 while processor.stop_at <= instant:
                     step = processor.stop(target)
                     if step is None:
@@ -219,7 +218,7 @@ class PopulationClock:
         if not self._needed or not len(instants):
             return
         if self._next is None:
-            self._next = int(instants[0]) // self._every * self._every + self._every
+            self._next = int(instants[0]) // self._every * self._every
         reached = np.maximum.accumulate(instants)
         while (position := int(np.searchsorted(reached, self._next))) < len(reached):
             yield position, int(reached[position])

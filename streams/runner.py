@@ -172,9 +172,7 @@ class ShardRunner:
             await self._take_over(step)
             return True
         undrained, horizon = self._seen()
-        # The first record of all says when the shard's time begins.
-        most = self._settings.batch_size if self.processor.time != NEVER else 1
-        taken = self._inbox.take(most, undrained, horizon, self.processor.stop_at)
+        taken = self._inbox.take(self._settings.batch_size, undrained, horizon, self.processor.stop_at)
         if isinstance(taken, Beyond):
             return await self._stop_time(taken.instant)
         if taken is not None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["purchase", "refund", "signup", "erasure", "tick"]
-Cause = Literal["purchase", "refund", "signup", "late_event", "time", "erasure"]
+Kind = Literal["purchase", "refund", "signup", "profile", "survey", "erasure", "tick"]
+Cause = Literal["purchase", "refund", "signup", "profile", "survey", "late_event", "time", "erasure"]
 Clock = Literal["event", "ingestion"]
 Label = Literal["new", "potential", "regular", "lapsed"]
 

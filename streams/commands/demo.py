@@ -194,18 +194,16 @@ def _report(changes: list[dict[str, Any]], store: RedisStore, events: list[dict[
     table(
         "segments now",
         ["segment", "customers", f"revenue ({currency})"],
-        [(name, size.customers, money.text(size.revenue)) for name, size in sizes.items()],
+        [(name, size.customers, money.text(size.revenue)) for name, size in sizes.items() if size.customers],
         numbers=["customers", f"revenue ({currency})"],
     )
-    moves = Counter(f"{change['from'] or '–'} → {change['to'] or '–'} by {change['cause']}" for change in changes)
-    table("moves", ["move", "changes"], moves.most_common(), numbers=["changes"])
+    moves = Counter((change["dimension"], change["cause"]) for change in changes)
+    rows = [(*move, count) for move, count in sorted(moves.items())]
+    table("changes", ["dimension", "cause", "changes"], rows, numbers=["changes"])
     click.echo("some changes, with their causes:")
-    shown: set[tuple[str, str, str]] = set()
-    for change in reversed(changes):
-        move = (change["from"], change["to"], change["cause"])
-        if move not in shown:
-            shown.add(move)
-            click.echo(f"  {sentence(change)}")
+    shown = {(change["dimension"], change["cause"]): change for change in changes}
+    for _, change in sorted(shown.items()):
+        click.echo(f"  {sentence(change)}")
     replayed, rate = _replayed(events)
     same = {change["change_id"] for change in changes} == {change["change_id"] for change in replayed}
     click.echo(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from models.changes import headers_of, snapshots_of
+from models.changes import CE_SOURCE, CE_TYPE
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
 
@@ -76,6 +76,19 @@ class _Delivery:
             )
 
 
+def _headers(change_id: str, customer: str, effective_at: str) -> list[tuple[str, bytes]]:
+    """CloudEvents 1.0, Kafka protocol binding, binary content mode; see models/changes.py."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", change_id.encode()),
+        ("ce_type", CE_TYPE.encode()),
+        ("ce_source", CE_SOURCE.encode()),
+        ("ce_subject", customer.encode()),
+        ("ce_time", effective_at.encode()),
+        ("content-type", b"application/json"),
+    ]
+
+
 class KafkaPublisher:
     """See Publisher. Messages are retried until the broker takes them; order is kept within a partition."""
 
@@ -135,12 +148,14 @@ class KafkaPublisher:
                 return
 
     def _messages(self, entry: OutboxEntry) -> Iterator[dict[str, Any]]:
-        topics = self._topics
-        for change, value in zip(entry.changes, entry.values, strict=True):
-            key = change["customer_id"].encode()
-            yield {"topic": topics.changes, "key": key, "value": value, "headers": headers_of(change)}
-        for customer, snapshot in snapshots_of(entry.changes).items():
-            labels = None if snapshot is None else orjson.dumps(snapshot)
+        topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)
+        changes = zip(wire.values, wire.ids, wire.customers, wire.effective_at, strict=True)
+        for place, (value, change_id, customer, effective_at) in enumerate(changes):
+            if place not in withheld:
+                headers = _headers(change_id, customer, effective_at)
+                yield {"topic": topics.changes, "key": customer.encode(), "value": value, "headers": headers}
+        # A move that is withheld is a move all the same: snapshots show where each customer is now.
+        for customer, labels in wire.snapshots():
             yield {"topic": topics.snapshots, "key": customer.encode(), "value": labels, "headers": _JSON}
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)

@@ -23,7 +23,7 @@ from streams.store.keys import fleet_key, policy_key, shard_keys
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
 #: ARGV: the token, the number of commits before this one, the activation, then lists, each preceded by its length:
 #: ranges (role, start, end); fields and values of the six hashes in the order of KEYS; erased customers. Last, the
-#: instants of the population summary and of one to forget.
+#: instants of the population summary and of the last one to forget, each empty if there is none.
 _COMMIT: Final = """
 local at = 1
 local function next_list(width)
@@ -62,9 +62,13 @@ first, last = next_list(1)
 for i = first, last, 4000 do
   redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 3999, last)))
 end
+if ARGV[at] ~= '' then redis.call('HSETNX', KEYS[6], 'first', ARGV[at]) end
 if ARGV[at + 1] ~= '' then
-  redis.call('HSETNX', KEYS[6], 'first', ARGV[at + 1])
-  redis.call('HDEL', KEYS[6], ARGV[at + 2])
+  for _, instant in ipairs(redis.call('HKEYS', KEYS[6])) do
+    if instant ~= 'first' and tonumber(instant) <= tonumber(ARGV[at + 1]) then
+      redis.call('HDEL', KEYS[6], instant)
+    end
+  end
 end
 return 'ok'
 """
@@ -308,7 +312,8 @@ class RedisStore:
             *_pairs(commit.values),
             *_pairs(summary),
             *(len(commit.erased), *commit.erased),
-            *(("", "") if commit.summary is None else (commit.summary[0], commit.forget)),
+            "" if commit.summary is None else commit.summary[0],
+            "" if commit.forget is None else commit.forget,
         ]
         answer = cast(bytes, self._script(keys=shard_keys(self._namespace, commit.shard), args=args)).decode()
         if answer == "stale":

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
+from models.activation import Activation
 from models.changes import DeadLetter, SegmentChanged
 from models.counts import Count
+from models.errors import StateError
 from models.events import ROLES, Role
 from models.instants import NEVER
+from models.population import SUMMARISED, Cutoffs, Distribution, Summary
 from models.rows import Layout
 from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, StaleOwner
@@ -61,7 +65,24 @@ def entry_of(number: int, token: str = "t", customer: str = "c") -> OutboxEntry:
         "headers": [],
         "encoding": "utf-8",
     }
-    return OutboxEntry(f"{number}-{token}", [change], [letter])
+    return OutboxEntry(f"{number}-{token}", [change], [letter], [0] if number % 2 else [])
+
+
+def activation_of(number: int, version: int, instant: int = 0) -> Activation:
+    """An activation of a policy, or of cut-offs taken at an instant."""
+    return Activation(number, "policy", version, instant, NEVER, backfill=True, cutoffs=Cutoffs(as_of=instant))
+
+
+def a_summary(people: int) -> Summary:
+    """Somebody's shard, told by a number."""
+    distribution = Distribution.of(np.array([people, 7, 7], dtype=np.int64))
+    every = dict.fromkeys(SUMMARISED, distribution)
+    return Summary(every, {"lifecycle:new": (people, -people), "größe:groß": (2**40, 2**62)})
+
+
+def same(found: Summary | None, expected: Summary) -> bool:
+    """Whether a summary is the one expected: two are the same if they are stored alike."""
+    return found is not None and found.json == expected.json
 
 
 class Held(NamedTuple):
@@ -234,6 +255,9 @@ class StoreContract:
             entries=(entry_of(1),),
             owner="t",
             commits=1,
+            settled=1_704_447_000_000_000,
+            activation=1,
+            since=NEVER,
         )
         assert now.rows == {"kept": b"kept", "doomed": b"doomed"}
         assert now.segments == {"lifecycle:new": Count(2, 1990), "lifecycle:lapsed": Count(0, 0)}
@@ -254,6 +278,9 @@ class StoreContract:
                 entries=(entry_of(1), entry_of(2)),
                 owner="t",
                 commits=2,
+                settled=1_799_000_000_000_000,
+                activation=2,
+                since=1_704_447_000_000_000,
             ),
             {"kept": b"changed", "fresh": b"fresh"},
             {"lifecycle:new": Count(9, 9), "lifecycle:fresh": Count(1, 1)},
@@ -479,7 +506,7 @@ class StoreContract:
         started(store)
         late = full_commit("t", ranges)
         store.commit(late)
-        put(store, "t", {}, rows=[("kept", b"latest")], time=1_900_000_000_000_000)
+        put(store, "t", {}, rows=[("kept", b"latest")], time=1_900_000_000_000_000, activation=2)
         before = held(store)
         for number in (1, 2):
             with pytest.raises(LostBatch):
@@ -567,6 +594,150 @@ class StoreContract:
             put(store, "t", {}, entry=OutboxEntry(f"{number}-t", [], []))
         store.acknowledge(0, [f"{number}-t" for number in range(20_000) if number != 77])
         assert [entry.number for entry in store.header(0).entries] == [77]
+
+    @pytest.mark.parametrize("withheld", [[], [0], [1, 3]])
+    def test_what_is_withheld_is_remembered(self, store: StateStore, withheld: Sequence[int]) -> None:
+        """Whoever publishes an entry that another worker has left withholds the same changes."""
+        store.acquire(0, "t", START, {})
+        (change,) = entry_of(1).changes
+        put(store, "t", {}, entry=OutboxEntry("1-t", [change] * 4, [], withheld))
+        (entry,) = store.header(0).entries
+        assert list(entry.withheld) == withheld
+        assert list(entry.changes) == [change] * 4
+
+    # Activations
+
+    def test_a_store_begins_without_activations(self, store: StateStore) -> None:
+        """There is none, no policy and no population; asking for one by number is an error that names it."""
+        assert store.latest_activation() == 0
+        assert store.policy_text(1) is None
+        assert store.population() is None
+        for number in (0, 1, -1):
+            with pytest.raises(StateError, match=rf"no activation {number}\b"):
+                store.activation(number)
+
+    def test_activations_are_appended_in_order(self, store: StateStore) -> None:
+        """Only the next number is taken; what is refused leaves no trace, and what is stored never changes."""
+        assert not store.activate(activation_of(2, 2), "two")
+        assert not store.activate(activation_of(0, 1), "none")
+        assert store.activate(activation_of(1, 1), "one")
+        assert not store.activate(activation_of(1, 2, instant=5), "other")
+        assert not store.activate(activation_of(3, 3), "three", a_summary(1))
+        assert (store.latest_activation(), store.policy_text(2), store.population()) == (1, None, None)
+        assert store.activate(activation_of(2, 7), "seven")
+        assert store.latest_activation() == 2
+        assert [store.activation(number) for number in (1, 2)] == [activation_of(1, 1), activation_of(2, 7)]
+        with pytest.raises(StateError, match=r"no activation 3\b"):
+            store.activation(3)
+
+    def test_ten_activations_come_after_nine(self, store: StateStore) -> None:
+        """Numbers are numbers, not texts."""
+        assert all(store.activate(activation_of(number, number)) for number in range(1, 13))
+        assert store.latest_activation() == 12
+        assert store.activation(11).policy_version == 11
+
+    def test_an_activation_is_read_back_whole(self, store: StateStore) -> None:
+        """Every field and cut-off comes back, at the ends of their ranges too."""
+        cutoffs = Cutoffs(
+            2**62, {"rfm": {"recency": (0, 1, 2, 2**63 - 1), "orders": ()}, "wert": {}}, frozenset(("a:ü", "b:c"))
+        )
+        for number, cause in enumerate(("policy", "population"), start=1):
+            made = Activation(number, cause, 2**31 - 1, -5, NEVER, number == 1, cutoffs)  # type: ignore[arg-type]
+            assert store.activate(made)
+            assert store.activation(number) == made
+
+    def test_policies_are_kept_by_version(self, store: StateStore) -> None:
+        """Each version's text is kept as it was; an activation of cut-offs brings none and takes none away."""
+        texts = {1: "version = 1\n# größer\r\n", 5: "", 2: "\u2028 ' \\ " + "x" * 100_000}
+        for number, (version, text) in enumerate(texts.items(), start=1):
+            assert store.activate(activation_of(number, version), text)
+        assert store.activate(activation_of(4, 2))
+        assert {version: store.policy_text(version) for version in texts} == texts
+        assert store.policy_text(3) is None
+
+    def test_the_population_is_the_latest(self, store: StateStore) -> None:
+        """It is kept with the instant of the cut-offs that were made of it, until the next."""
+
+        def kept(instant: int, people: int) -> bool:
+            found = store.population()
+            return found is not None and found[0] == instant and same(found[1], a_summary(people))
+
+        assert store.activate(activation_of(1, 1, instant=7), "one", a_summary(1))
+        assert kept(7, 1)
+        assert store.activate(activation_of(2, 2, instant=9), "two")
+        assert kept(7, 1)
+        assert store.activate(activation_of(3, 2, instant=11), None, a_summary(2))
+        assert kept(11, 2)
+
+    def test_a_commit_says_where_the_shard_is(self, store: StateStore) -> None:
+        """Settled, activation, since and the last summary's instant are those of the last commit that said them."""
+        store.acquire(0, "t", START, {})
+        assert plain(store.header(0)) == ShardHeader(offsets=START, owner="t")
+        put(store, "t", {}, settled=-3, activation=2, since=5, summary=(10, a_summary(1).json), forget=0)
+        put(store, "t", {}, settled=NEVER, activation=2, since=2**62)
+        header = store.header(0)
+        assert (header.settled, header.activation, header.since, header.summarised) == (NEVER, 2, 2**62, 10)
+        assert store.acquire(0, "u", {}, {}).summarised == 10
+
+    def test_an_older_activation_is_refused(self, store: StateStore) -> None:
+        """A worker that has not heard of the latest policy never overwrites labels of it, though the shard is its."""
+        store.acquire(0, "t", START, {})
+        put(store, "t", {"purchases": Range(10, 20)}, activation=10, rows=[("kept", b"kept")])
+        before = held(store)
+        for activation in (9, 2, 0):
+            for ranges in ({}, {"purchases": Range(20, 30)}):
+                commit = replace(full_commit("t", ranges), activation=activation)  # type: ignore[arg-type]
+                with pytest.raises(StaleOwner):
+                    store.commit(replace(commit, summary=(10, a_summary(1).json), forget=0))
+                assert held(store) == before
+                assert not store.summarised(0)
+        put(store, "t", {}, activation=10)
+        put(store, "t", {}, activation=11)
+        assert store.header(0).activation == 11
+
+    # Summaries
+
+    def test_a_shard_that_was_never_summarised(self, store: StateStore) -> None:
+        """Nothing is known of it at any instant."""
+        store.acquire(0, "t", START, {})
+        put(store, "t", {})
+        assert list(store.summarised(0)) == []
+        assert [store.summary(0, instant) for instant in (NEVER, 0, 2**62)] == [None] * 3
+
+    def test_summaries_are_kept_by_instant(self, store: StateStore) -> None:
+        """Each is read back whole; one of another instant is not known, and before the first nobody was there."""
+        store.acquire(0, "t", START, {})
+        instants = (-20, 0, 1_704_447_000_000_000)
+        for people, instant in enumerate(instants):
+            put(store, "t", {}, summary=(instant, a_summary(people).json))
+        assert list(store.summarised(0)) == list(instants)
+        assert all(same(store.summary(0, instant), a_summary(people)) for people, instant in enumerate(instants))
+        assert [store.summary(0, instant) for instant in (-19, 1, 2**62)] == [None] * 3
+        assert all(same(store.summary(0, instant), Summary.empty()) for instant in (-21, NEVER))
+        assert list(store.summarised(1)) == []
+        assert store.summary(1, 0) is None
+
+    def test_a_summary_made_again_replaces_the_one_before(self, store: StateStore) -> None:
+        """As after a rewind: the last one says how it was."""
+        store.acquire(0, "t", START, {})
+        for people in (1, 2):
+            put(store, "t", {}, summary=(10, a_summary(people).json))
+        assert list(store.summarised(0)) == [10]
+        assert same(store.summary(0, 10), a_summary(2))
+
+    def test_old_summaries_are_forgotten(self, store: StateStore) -> None:
+        """Everything up to the instant goes, however many there were; before the first there was still nobody."""
+        store.acquire(0, "t", START, {})
+        for instant in (10, 20, 30, 35, 100):
+            put(store, "t", {}, summary=(instant, a_summary(1).json), forget=instant - 90)
+        assert list(store.summarised(0)) == [20, 30, 35, 100]
+        put(store, "t", {}, summary=(1_000_000, a_summary(2).json), forget=35)
+        assert list(store.summarised(0)) == [100, 1_000_000]
+        assert [store.summary(0, instant) for instant in (10, 20, 35)] == [None] * 3
+        assert same(store.summary(0, 9), Summary.empty())
+        put(store, "t", {}, forget=100)
+        assert list(store.summarised(0)) == [1_000_000]
+        assert store.header(0).summarised == 1_000_000
 
     # Shards and fleets
 

@@ -17,7 +17,18 @@ from models.errors import SegmenterError, StateError
 from streams.commit import Range
 from streams.errors import LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
 from streams.store.redis import RedisStore
-from tests.contract.store_contract import LAYOUT, START, commit_of, entry_of, full_commit, held, put, started
+from tests.contract.store_contract import (
+    LAYOUT,
+    START,
+    a_summary,
+    activation_of,
+    commit_of,
+    entry_of,
+    full_commit,
+    held,
+    put,
+    started,
+)
 from tests.support.real_redis import RealRedis
 
 StartRedis = Callable[..., RealRedis]
@@ -32,6 +43,7 @@ WRITES: dict[str, Callable[[RedisStore], object]] = {
     "register": lambda store: store.register(4, "segmenter"),
     "acquire": lambda store: store.acquire(0, "t", START, {}),
     "commit": lambda store: store.commit(NEXT),
+    "activate": lambda store: store.activate(activation_of(1, 1), "text", a_summary(1)),
 }
 EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
     "acknowledge": lambda store: store.acknowledge(0, ["1-t"]),
@@ -41,6 +53,12 @@ EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
     "rows": lambda store: list(store.rows(0)),
     "row": lambda store: store.row(0, "c"),
     "segments": lambda store: store.segments(0),
+    "latest_activation": lambda store: store.latest_activation(),
+    "activation": lambda store: store.activation(1),
+    "policy_text": lambda store: store.policy_text(1),
+    "population": lambda store: store.population(),
+    "summarised": lambda store: store.summarised(0),
+    "summary": lambda store: store.summary(0, 1),
 }
 
 
@@ -589,7 +607,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize(
         ("part", "field", "value"),
-        [layout_with('{"format":2}'), ("outbox", "1-t", '{"format":2}')],
+        [layout_with('{"format":3}'), ("outbox", "1-t", '{"format":2}')],
         ids=["layout", "outbox"],
     )
     def test_a_newer_format_is_told(
@@ -598,7 +616,7 @@ class TestDamaged:
         """A later format is told as such, even where nothing else of it can be understood."""
         raw.hset(f"{{segmenter:0}}:{part}", field, value)
         for operate in (EVERYTHING["header"], EVERYTHING["acquire"]):
-            with pytest.raises(StateError, match=r"format 2.*newer version"):
+            with pytest.raises(StateError, match=r"in format [23].*newer version"):
                 operate(store)
 
     @pytest.mark.parametrize("size", ["{", "[]", "7", '{"customers":1}', '{"customers":1,"revenue_minor":"x"}'])

@@ -8,7 +8,10 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from streams.commit import Range
+from models.counts import Count
+from models.errors import StateError
+from models.instants import NEVER
+from streams.commit import OutboxEntry, Range
 from streams.errors import LostBatch, StaleOwner
 from streams.ports import StateStore
 from streams.store.redis import RedisStore
@@ -16,6 +19,8 @@ from tests.contract.store_contract import (
     NOTHING,
     START,
     StoreContract,
+    a_summary,
+    activation_of,
     commit_of,
     entry_of,
     full_commit,
@@ -26,7 +31,8 @@ from tests.contract.store_contract import (
 )
 from tests.support.real_redis import RealRedis
 
-SHARD_KEYS = {f"{{segmenter:0}}:{part}".encode() for part in ("shard", "customers", "outbox", "segments", "values")}
+PARTS = ("shard", "customers", "outbox", "segments", "values", "population")
+SHARD_KEYS = {f"{{segmenter:0}}:{part}".encode() for part in PARTS}
 
 
 class TestRedisStore(StoreContract):
@@ -45,16 +51,18 @@ class TestRedisStore(StoreContract):
             yield twin
 
     def test_a_full_shard_has_exactly_the_documented_keys(self, store: StateStore, raw: redis.Redis) -> None:
-        """A shard is five hashes, the fleet one more, and none of them expires."""
+        """A shard is six hashes, the fleet and the policies one more each, and none of them expires."""
         started(store)
+        put(store, "t", {}, summary=(10, a_summary(1).json), segments={"lifecycle:new": Count(1, 1)})
         store.register(4, "segmenter")
+        store.activate(activation_of(1, 1), "text", a_summary(1))
         keys = set(raw.keys())
-        assert keys == SHARD_KEYS | {b"segmenter:fleet"}
+        assert keys == SHARD_KEYS | {b"segmenter:fleet", b"segmenter:policy"}
         assert {raw.type(key) for key in keys} == {b"hash"}
         assert {raw.ttl(key) for key in keys} == {-1}
 
     def test_the_shard_hash_has_exactly_the_documented_fields(self, store: StateStore, raw: redis.Redis) -> None:
-        """The shard's own hash holds owner, commits, positions, time, policy version and layouts."""
+        """The shard's own hash holds owner, commits, positions, time, activation, policy version and layouts."""
         header = started(store).header
         (layout_id,) = header.layouts
         assert raw.hgetall("{segmenter:0}:shard") == {
@@ -65,16 +73,70 @@ class TestRedisStore(StoreContract):
             b"offset:erasures": b"0",
             b"backfill:purchases": b"40",
             b"time": b"1704447000000000",
+            b"settled": b"1704447000000000",
+            b"activation": b"1",
+            b"since": b"-4611686018427387904",
             b"policy_version": b"1",
             f"layout:{layout_id}".encode(): header.layouts[layout_id].json,
         }
 
+    def test_the_policy_hash_has_exactly_the_documented_fields(self, store: StateStore, raw: redis.Redis) -> None:
+        """It holds the activations, the policies' texts, and the population with its instant."""
+        store.activate(activation_of(1, 3, instant=7), "größe", a_summary(1))
+        assert raw.hgetall("segmenter:policy") == {
+            b"latest": b"1",
+            b"activation:1": activation_of(1, 3, instant=7).json,
+            b"policy:3": "größe".encode(),
+            b"population_as_of": b"7",
+            b"population": a_summary(1).json,
+        }
+
+    def test_a_shard_of_the_version_before_can_be_read(self, store: StateStore, raw: redis.Redis) -> None:
+        """Without the fields that it did not know there is no activation, and its time is all that it says."""
+        started(store)
+        raw.hdel("{segmenter:0}:shard", "settled", "activation", "since")
+        raw.hset("{segmenter:0}:segments", "lifecycle:new", '{"customers":2,"revenue_minor":-5}')
+        raw.hset("{segmenter:0}:outbox", "1-t", '{"format":1,"changes":[],"dead_letters":[]}')
+        header = store.header(0)
+        assert (header.settled, header.activation, header.since, header.summarised) == (None, 0, NEVER, None)
+        assert header.time == 1_704_447_000_000_000
+        assert store.segments(0)["lifecycle:new"] == Count(2, -5, 0)
+        assert list(header.entries) == [OutboxEntry("1-t", [], [])]
+        put(store, "t", {}, activation=1)
+        assert store.header(0).activation == 1
+
+    @pytest.mark.parametrize("stored", ["", "{", "[]", "{}", '{"distributions":{},"segments":{}}'])
+    def test_a_damaged_summary_is_told(self, store: StateStore, raw: redis.Redis, stored: str) -> None:
+        """A summary or population that cannot be read raises StateError."""
+        raw.hset("{segmenter:0}:population", "7", stored)
+        with pytest.raises(StateError, match=r"damaged.*restore"):
+            store.summary(0, 7)
+        raw.hset("segmenter:policy", mapping={"population_as_of": "7", "population": stored})
+        with pytest.raises(StateError, match=r"damaged.*restore"):
+            store.population()
+
+    @pytest.mark.parametrize(
+        ("stored", "told"),
+        [
+            ("{", "activation 1 is damaged"),
+            ("[]", "activation 1 is damaged"),
+            ('{"format":1}', "activation 1 is damaged"),
+            ('{"format":2}', "activation 1 was stored in format 2; run a newer version"),
+        ],
+    )
+    def test_a_damaged_activation_is_told(self, store: StateStore, raw: redis.Redis, stored: str, told: str) -> None:
+        """An activation that cannot be read, or that a newer version wrote, raises StateError."""
+        raw.hset("segmenter:policy", mapping={"latest": "1", "activation:1": stored})
+        with pytest.raises(StateError, match=told):
+            store.activation(1)
+
     def test_the_keys_of_a_shard_lie_in_one_cluster_slot(self, store: StateStore, raw: redis.Redis) -> None:
         """Redis Cluster keeps a shard on one node, and may put shards on different ones."""
         started(store)
+        put(store, "t", {}, summary=(10, a_summary(1).json), segments={"lifecycle:new": Count(1, 1)})
         keys = raw.keys("*")
         assert len({key_slot(key) for key in keys if isinstance(key, bytes)}) == 1
-        assert len(keys) == 5
+        assert len(keys) == 6
         assert len({key_slot(f"{{segmenter:{shard}}}:shard".encode()) for shard in range(16)}) == 16
 
     def test_looking_creates_no_keys(self, store: StateStore, raw: redis.Redis) -> None:

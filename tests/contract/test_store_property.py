@@ -12,11 +12,21 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from models.counts import Count
 from models.errors import SegmenterError
 from models.events import ROLES, Role
+from models.population import Summary
 from streams.commit import OutboxEntry, Range
 from streams.ports import StateStore
 from streams.store.memory import MemoryStore
 from streams.store.redis import RedisStore
-from tests.contract.store_contract import LAYOUT, OTHER_LAYOUT, Held, commit_of, entry_of, held
+from tests.contract.store_contract import (
+    LAYOUT,
+    OTHER_LAYOUT,
+    Held,
+    a_summary,
+    activation_of,
+    commit_of,
+    entry_of,
+    held,
+)
 from tests.support.real_redis import RealRedis
 
 SHARDS = (0, 1)
@@ -34,10 +44,26 @@ shifts = st.sampled_from([0, 0, 0, 0, 0, 0, -1, 1, 7])
 #: How far a commit's number is from what it should be, alike; what was sent twice is one behind.
 late = st.sampled_from([0, 0, 0, 0, 0, 0, 0, 0, -1, 1])
 ranges = st.dictionaries(roles, st.tuples(shifts, st.integers(0, 3)), max_size=3)
-counts = st.builds(Count, st.integers(0, 2**40), st.integers(-(2**63), 2**63 - 1))
+counts = st.builds(Count, st.integers(0, 2**40), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**40))
 entries = st.none() | st.builds(entry_of, st.integers(1, 12), st.sampled_from(["t", "u"]))
 entry_ids = st.builds("{}-{}".format, st.integers(1, 12), st.sampled_from(["t", "u"]))
+instants = st.integers(0, 9)
+populations = st.builds(a_summary, st.integers(0, 3))
+summaries = st.none() | st.builds(lambda instant, summary: (instant, summary.json), instants, populations)
 values = st.tuples(st.sampled_from(["country", "channel"]), st.text(max_size=5).filter(lambda text: text.isprintable()))
+
+
+def fleet_of(store: StateStore) -> Any:
+    """What the store shows of activations and of the population, in a form that can be compared."""
+    latest, population = store.latest_activation(), store.population()
+    found = [[store.summary(shard, instant) for instant in range(10)] for shard in SHARDS]
+    return (
+        [store.activation(number) for number in range(1, latest + 1)],
+        [store.policy_text(version) for version in range(1, 4)],
+        population and (population[0], population[1].json),
+        [list(store.summarised(shard)) for shard in SHARDS],
+        [[each and each.json for each in shard] for shard in found],
+    )
 
 
 class TwoStores(RuleBasedStateMachine):
@@ -48,9 +74,11 @@ class TwoStores(RuleBasedStateMachine):
         self.stores: tuple[StateStore, StateStore] = (memory, real)
         self.held = self._look()
 
-    def _look(self) -> list[Held | int | None]:
+    def _look(self) -> list[Any]:
         """What both stores show, which must be the same."""
-        expected, found = ([*(held(store, shard) for shard in SHARDS), store.partitions()] for store in self.stores)
+        expected, found = (
+            [*(held(store, shard) for shard in SHARDS), store.partitions(), fleet_of(store)] for store in self.stores
+        )
         assert found == expected
         for shard in SHARDS:
             rows = [[store.row(shard, customer) for customer in CUSTOMERS] for store in self.stores]
@@ -91,6 +119,11 @@ class TwoStores(RuleBasedStateMachine):
         shard=shards,
         token=tokens,
         shift=late,
+        ahead=st.sampled_from([0, 0, 0, 0, 1, -1]),
+        settled=st.integers(-(2**62), 2**62),
+        since=st.integers(-(2**62), 2**62),
+        summary=summaries,
+        forget=st.none() | instants,
         wanted=ranges,
         time=st.integers(-(2**62), 2**62),
         layout=st.sampled_from([LAYOUT, OTHER_LAYOUT]),
@@ -105,6 +138,7 @@ class TwoStores(RuleBasedStateMachine):
         shard: int,
         token: str | None,
         shift: int,
+        ahead: int,
         wanted: dict[Role, tuple[int, int]],
         fresh: list[tuple[str, str]],
         entry: OutboxEntry | None,
@@ -124,9 +158,21 @@ class TwoStores(RuleBasedStateMachine):
             shard=shard,
             values=codes,
             entry=entry,
+            activation=max(0, header.activation + ahead),
             **parts,
         )
         self._both(lambda store: store.commit(commit))
+
+    @rule(
+        shift=st.sampled_from([0, 0, 0, -1, 1, 5]),
+        version=st.integers(1, 3),
+        instant=instants,
+        text=st.none() | st.text(max_size=9),
+        population=st.none() | populations,
+    )
+    def activate(self, shift: int, version: int, instant: int, text: str | None, population: Summary | None) -> None:
+        made = activation_of(max(1, self.stores[0].latest_activation() + 1 + shift), version, instant)
+        self._both(lambda store: store.activate(made, text, population))
 
     @rule(shard=shards, ids=st.lists(entry_ids, max_size=4))
     def acknowledge(self, shard: int, ids: list[str]) -> None:

@@ -1,7 +1,7 @@
 """A replay of CDNOW's 69,659 purchases equals the oracle, which was computed with pandas and not with this project.
 
 The same is asked of generated events, for which the plain reference takes the oracle's place; without the recorded
-data these remain.
+data these remain. Most tests replay with the lifecycle alone, which is the default policy's; one shows that it is.
 """
 
 import csv
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import pytest
 from models.changes import SegmentChanged
 from models.instants import format_instant, parse, parse_column
 from models.partitioner import partition_of
-from models.policy import default_policy
+from models.policy import Policy, default_policy, parse_policy
 from streams.generator import Population, generate
 from streams.recorded import RecordedEvent, read_recorded, recorded_event
 from streams.replay import Replay, Replayed
@@ -63,6 +64,12 @@ class Recording:
 
 def cents(minor: int) -> str:
     return f"{'-' if minor < 0 else ''}{abs(minor) // 100}.{abs(minor) % 100:02d}"
+
+
+@cache
+def lifecycle() -> Policy:
+    """The shipped policy that has the lifecycle alone."""
+    return parse_policy(resources.files("models").joinpath("policies/lifecycle.toml").read_text(encoding="utf-8"))
 
 
 def ref_event(event: RecordedEvent) -> RefEvent:
@@ -159,8 +166,10 @@ def recording(request: pytest.FixtureRequest) -> Recording:
     return cdnow(request.getfixturevalue("data_folder"))
 
 
-def run(events: Sequence[RecordedEvent], until: int, shards: int = 1, batch_size: int = 5000) -> Replayed:
-    replay = Replay(default_policy(), shards, batch_size)
+def run(
+    events: Sequence[RecordedEvent], until: int, shards: int = 1, batch_size: int = 5000, policy: Policy | None = None
+) -> Replayed:
+    replay = Replay(policy or lifecycle(), shards, batch_size)
     for _ in replay.feed(events):
         pass
     result = replay.finish(until)
@@ -196,6 +205,28 @@ def test_every_change_is_the_oracles(recording: Recording, replayed: Replayed) -
         assert found == wanted, f"row {row}"
 
 
+def lifecycle_of(replayed: Replayed) -> list[Move]:
+    """The lifecycle's moves among those of more dimensions."""
+    assert len({change["dimension"] for change in replayed.changes}) > 3
+    return moves_of(change for change in replayed.changes if change["dimension"] == "lifecycle")
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+@pytest.mark.parametrize("source", ["sample", "generated"])
+def test_the_default_policys_lifecycle_is_the_oracles(
+    source: str, shards: int, request: pytest.FixtureRequest
+) -> None:
+    """Among all the dimensions of the default policy the lifecycle moves as it does alone, row by row.
+
+    For all of CDNOW, test_segments_cdnow.py shows the same.
+    """
+    if source == "generated":
+        wanted = generated()
+    else:
+        wanted = cdnow(request.getfixturevalue("data_folder"), "cdnow_sample_purchases")
+    assert lifecycle_of(run(wanted.events, wanted.until, shards, policy=default_policy())) == wanted.moves
+
+
 def test_changes_are_well_formed(recording: Recording, replayed: Replayed) -> None:
     """They are of the only dimension there is, none of them is history, all have ids of their own."""
     assert len({change["change_id"] for change in replayed.changes}) == len(recording.moves)
@@ -212,12 +243,13 @@ def test_month_end_sizes_are_the_oracles(recording: Recording, replayed: Replaye
 
 
 def test_final_sizes_are_those_of_the_changes(recording: Recording, replayed: Replayed) -> None:
-    """The stored sizes at the end are what the changes say, with the revenue of their customers."""
+    """The stored sizes at the end are what the changes say, with the revenue and orders of their customers."""
     last = {change["customer_id"]: change["to"] for change in replayed.changes}
     for label in LABELS:
         members = [recording.customers[name] for name, at_end in last.items() if at_end == label]
         revenue = sum(int(totals.net.replace(".", "")) for totals in members)
-        assert replayed.segments[f"lifecycle:{label}"] == (len(members), revenue)
+        orders = sum(totals.orders for totals in members)
+        assert replayed.segments[f"lifecycle:{label}"] == (len(members), revenue, orders)
 
 
 def test_customers_are_the_oracles(recording: Recording, replayed: Replayed) -> None:

@@ -16,6 +16,8 @@ TOPIC_OF_KIND = {
     "refund": "purchases",
     "tick": "purchases",
     "signup": "signups",
+    "profile": "signups",
+    "survey": "signups",
     "erasure": "erasures",
 }
 _WITHIN = 10.0

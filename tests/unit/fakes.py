@@ -238,7 +238,8 @@ class FakePublisher:
         await asyncio.sleep(0)
         self.calls.append([entry.id for entry in entries])
         for entry in entries:
-            self.changes += entry.changes
+            withheld = set(entry.withheld)
+            self.changes += [change for place, change in enumerate(entry.changes) if place not in withheld]
             self.dead_letters += entry.dead_letters
         if fault == "after":
             raise PublishRefused("the broker refuses")

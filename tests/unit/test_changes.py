@@ -18,7 +18,8 @@ from models.changes import (
     headers_of,
     snapshots_of,
 )
-from tests.unit.build import Feeder, Rec, at, erasure, make_policy, purchase, refund, signup
+from models.wire import Wire
+from tests.unit.build import Event, Feeder, Rec, at, erasure, make_policy, purchase, refund, signup
 
 TWO = make_policy(dimensions={"fast": ("10d", 2, "20d"), "slow": ("30d", 3, "90d")})
 
@@ -26,7 +27,7 @@ TWO = make_policy(dimensions={"fast": ("10d", 2, "20d"), "slow": ("30d", 3, "90d
 def some_changes() -> list[SegmentChanged]:
     """Changes with every cause that an event or time has."""
     feeder = Feeder()
-    changes = feeder.feed(signup("a", "s", at(0)), purchase("b", "p0", at(0, 7)), refund("b", "r", at(1)))
+    changes = [*feeder.feed(signup("a", "s", at(0)), purchase("b", "p0", at(0, 7)), refund("b", "r", at(1)))]
     changes += feeder.feed(purchase("b", "p1", at(100)), purchase("b", "late", at(2)), erasure("a", "x", at(101)))
     assert {change["cause"] for change in changes} == {"signup", "purchase", "time", "late_event", "erasure"}
     return changes
@@ -114,6 +115,21 @@ def test_a_customer_who_comes_back_after_an_erasure_has_a_snapshot() -> None:
     snapshot = snapshots_of(changes)["a"]
     assert snapshot is not None
     assert (snapshot["segments"], snapshot["sequence"]) == ({"lifecycle": "new"}, 1)
+
+
+def test_snapshots_of_a_wire_are_those_of_its_changes() -> None:
+    """What is written as text while a batch is folded says what its dictionaries say, an erased customer too."""
+    feeder = Feeder(TWO)
+    batches: list[list[Event]] = [
+        [purchase("a", "p0", at(0)), purchase('a"ü', "p1", at(1)), signup("c", "s", at(1))],
+        [purchase("a", "p2", at(50)), erasure("c", "x", at(51)), purchase("d", "p3", at(51)), refund("e", "r", at(51))],
+        [erasure("d", "y", at(52)), signup("d", "s2", at(53)), erasure("a", "z", at(400))],
+    ]
+    for batch in batches:
+        published = feeder.step(batch).outcome.published
+        for wire in (published, Wire.of(list(published))):
+            found = {customer: labels and orjson.loads(labels) for customer, labels in wire.snapshots()}
+            assert found == snapshots_of(list(published))
 
 
 def refusal(record: Rec) -> Refusal:

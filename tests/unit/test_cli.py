@@ -27,8 +27,9 @@ from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, make_policy, purchase, refund, signup, text
 
 COMMANDS = [
-    "changes", "customer", "dead-letters", "demo", "export", "produce", "replay", "schemas", "segments", "stack",
-    "topics", "topics create", "worker",
+    "changes", "customer", "dead-letters", "demo", "export", "policy", "policy apply", "policy check", "policy diff",
+    "policy rollback", "policy show", "produce", "replay", "schemas", "segments", "stack", "topics", "topics create",
+    "worker",
 ]  # fmt: skip
 
 EVENTS: list[Event] = [
@@ -53,6 +54,16 @@ def recorded(tmp_path: Path) -> Path:
     """A file of recorded events."""
     path = tmp_path / "events.ndjson"
     path.write_text("".join(json.dumps(event) + "\n" for event in EVENTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def lifecycle(tmp_path: Path) -> Path:
+    """A policy of the lifecycle alone."""
+    path = tmp_path / "lifecycle.toml"
+    path.write_text(
+        '[attributes]\nkeep = ["country"]\n[dimensions.lifecycle]\nengine = "lifecycle"\n', encoding="utf-8"
+    )
     return path
 
 
@@ -227,9 +238,9 @@ def test_a_variable_is_an_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 # replay
 
 
-def test_replay_shows_sizes_and_moves(recorded: Path) -> None:
+def test_replay_shows_sizes_and_moves(recorded: Path, lifecycle: Path) -> None:
     """Without an output it tells what the events caused, as tables."""
-    output = invoke("replay", recorded, "--until", text(at(200))).output
+    output = invoke("replay", recorded, "--policy", lifecycle, "--until", text(at(200))).output
     assert output.startswith("6 events, 9 changes, 0 dead letters, ")
     shown = [line.split() for line in output.splitlines()]
     assert ["lifecycle:lapsed", "3", "13.50"] in shown
@@ -237,9 +248,9 @@ def test_replay_shows_sizes_and_moves(recorded: Path) -> None:
     assert ["lifecycle:", "regular", "→", "lapsed", "time", "1"] in shown
 
 
-def test_replay_writes_changes_to_standard_output(recorded: Path) -> None:
+def test_replay_writes_changes_to_standard_output(recorded: Path, lifecycle: Path) -> None:
     """And nothing else, so that it can be piped."""
-    changes = lines(invoke("replay", recorded, "--changes", "-").stdout)
+    changes = lines(invoke("replay", recorded, "--policy", lifecycle, "--changes", "-").stdout)
     assert [(change["customer_id"], change["to"], change["cause"]) for change in changes] == [
         ("ann", "new", "signup"), ("bob", "new", "purchase"), ("bob", "regular", "purchase"),
         ("ann", "potential", "time"), ("cid", "new", "signup"),
@@ -247,12 +258,13 @@ def test_replay_writes_changes_to_standard_output(recorded: Path) -> None:
     assert changes[1]["rfm"] == {"recency_days": 0, "frequency": 1, "monetary": "10.00", "currency": "USD"}
 
 
-def test_replay_writes_files(recorded: Path, tmp_path: Path) -> None:
+def test_replay_writes_files(recorded: Path, lifecycle: Path, tmp_path: Path) -> None:
     """Changes, dead letters and customers, each line a JSON value."""
     bad = [*EVENTS, purchase("bob", "7", at(51), currency="XXX")]
     recorded.write_text("".join(json.dumps(event) + "\n" for event in bad) + "\nnonsense\n", encoding="utf-8")
     outs = {name: tmp_path / f"{name}.ndjson" for name in ("changes", "dead-letters", "customers")}
-    output = invoke("replay", recorded, *(part for name, path in outs.items() for part in (f"--{name}", path))).output
+    options = [part for name, path in outs.items() for part in (f"--{name}", path)]
+    output = invoke("replay", recorded, "--policy", lifecycle, *options).output
     found = {name: lines(path.read_text(encoding="utf-8")) for name, path in outs.items()}
     assert len(found["changes"]) == 5
     assert [(letter["code"], letter["topic"], letter["offset"]) for letter in found["dead-letters"]] == [
@@ -414,9 +426,11 @@ def filled(stored: Stored) -> Feeder:
 
 
 def test_a_customer_is_shown(filled: Feeder) -> None:
-    """As JSON, as it is stored."""
+    """As JSON, as it is stored, and why each segment is theirs."""
     shown = json.loads(invoke("customer", "bob").output)
-    assert shown == filled.customer("bob")
+    assert shown == {
+        **filled.customer("bob"), "reasons": {"lifecycle": "3 orders, last purchase 46 days before"},
+    }  # fmt: skip
     assert (shown["net"], shown["segments"], shown["attributes"]) == (
         "13.50", {"lifecycle": "regular"}, {"country": "DE"},
     )  # fmt: skip
@@ -428,7 +442,8 @@ def test_a_customer_is_looked_for_on_the_right_shard(stored: Stored) -> None:
     source = Feeder()
     source.feed(purchase("bob", "1", at(0)))
     stored._shards[partition_of(b"bob", 64)] = source.store._shards[0]
-    assert json.loads(invoke("customer", "bob").output)["customer_id"] == "bob"
+    found = json.loads(invoke("customer", "bob").output)
+    assert (found["customer_id"], found["reasons"]) == ("bob", {})
 
 
 def test_a_customer_nobody_knows(filled: Feeder) -> None:
@@ -445,12 +460,16 @@ def test_a_namespace_that_was_never_used(stored: Stored, command: list[str]) -> 
 
 
 def test_segments_are_shown(filled: Feeder) -> None:
-    """Every segment with its customers and revenue, also those without any."""
+    """Every segment with its customers, revenue and orders, also those without any, in the policy's order."""
     output = invoke("segments").output
-    shown = [line.split() for line in output.splitlines()]
+    shown = [line.split() for line in output.splitlines() if line.lstrip().startswith("lifecycle")]
     assert "revenue (USD)" in output
-    assert ["lifecycle", "regular", "1", "13.50"] in shown
-    assert ["lifecycle", "lapsed", "0", "0.00"] in shown
+    assert shown == [
+        ["lifecycle", "new", "–", "1", "33.3", "0.00", "0.0", "–", "0.0", "–"],
+        ["lifecycle", "potential", "–", "1", "33.3", "0.00", "0.0", "–", "0.0", "–"],
+        ["lifecycle", "regular", "–", "1", "33.3", "13.50", "100.0", "4.50", "3.0", "–"],
+        ["lifecycle", "lapsed", "–", "0", "0.0", "0.00", "0.0", "–", "–", "–"],
+    ]
 
 
 def test_segments_as_json_add_up_over_shards(filled: Feeder, stored: Stored) -> None:
@@ -459,7 +478,9 @@ def test_segments_as_json_add_up_over_shards(filled: Feeder, stored: Stored) -> 
     stored._shards[1] = stored._shards[0]
     found = {value["segment"]: value for value in lines(invoke("segments", "--json").output)}
     assert found["regular"] == {
-        "dimension": "lifecycle", "segment": "regular", "customers": 2, "revenue": "27.00", "currency": "USD",
+        "dimension": "lifecycle", "segment": "regular", "title": None, "customers": 2, "share": 0.3333,
+        "revenue": "27.00", "currency": "USD", "revenue_share": 1.0, "orders": 6, "average_order": "4.50",
+        "orders_per_customer": 3.0, "channel": None, "viable": True, "description": None, "needs": [], "offers": [],
     }  # fmt: skip
     assert set(found) == {"new", "potential", "regular", "lapsed"}
 

@@ -39,7 +39,8 @@ def test_a_table_may_have_rows_from_the_start() -> None:
     table, counts = counted()
     assert SegmentCounts(table).sizes() == counts.sizes()
     empty = SegmentCounts(CustomerTable(POLICY)).sizes()
-    assert list(empty) == [f"{d}:{label}" for d in ("one", "two") for label in ("new", "potential", "regular", "lapsed")]
+    labels = ("new", "potential", "regular", "lapsed")
+    assert list(empty) == [f"{d}:{label}" for d in ("one", "two") for label in labels]
     assert set(empty.values()) == {Count(0, 0, 0)}
 
 

@@ -8,6 +8,7 @@ from models.errors import StateError
 from streams.customers import customer_of, customers_of
 from streams.store.memory import MemoryStore
 from tests.unit.build import Feeder, at, erasure, make_policy, profile, purchase, refund, signup, survey, text
+from tests.unit.fakes import switch
 
 
 def every(feeder: Feeder) -> dict[str, dict[str, Any]]:
@@ -91,19 +92,27 @@ def test_rows_of_several_policies_lie_side_by_side() -> None:
     """Each row is read by the layout it was written in."""
     feeder = Feeder(make_policy(keep=["country"]))
     feeder.feed(purchase("old", "1", at(0), country="DE", channel="web"))
-    other = {"fast": ("1d", 2, "7d"), "lifecycle": ("30d", 3, "90d")}
-    policy = make_policy(keep=["channel", "country"], dimensions=other, version=2)
-    feeder.processor.activations.apply(policy, at(0), backfill=True)
-    step = feeder.processor.follow()
-    assert step is not None
-    feeder.processor.commit(step)
-    feeder.load()
+    # Whoever is not moved by it stays as written.
+    assert switch(feeder, make_policy(keep=["channel", "country"], numbers=["income"])) == []
     feeder.feed(purchase("new", "2", at(1), country="FR", channel="shop"))
     found = every(feeder)
+    assert len(feeder.store.header(0).layouts) == 2
     assert found["old"]["attributes"] == {"country": "DE"}
-    assert found["old"]["segments"] == {"lifecycle": "new"}
     assert found["new"]["attributes"] == {"channel": "shop", "country": "FR"}
-    assert found["new"]["segments"] == {"fast": "new", "lifecycle": "new"}
+
+
+def test_a_policy_with_another_dimension_shows_with_everybody() -> None:
+    """A new dimension labels every customer, and so every row is written anew."""
+    feeder = Feeder()
+    feeder.feed(purchase("a", "1", at(0)), refund("b", "2", at(0)))
+    lifecycle = ("30d", 3, "90d")
+    changes = switch(feeder, make_policy(dimensions={"fast": ("1d", 2, "7d"), "lifecycle": lifecycle}))
+    assert [(each["customer_id"], each["dimension"], each["to"], each["cause"]) for each in changes] == [
+        ("a", "fast", "new", "policy")
+    ]
+    assert every(feeder)["a"]["segments"] == {"fast": "new", "lifecycle": "new"}
+    # Nothing has changed for whoever has no segment, and their row says so in its own layout.
+    assert every(feeder)["b"]["segments"] == {"lifecycle": None}
 
 
 def test_any_text_is_a_customer_id() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from models.dimensions import Lifecycle
-from models.instants import FOREVER
 from models.engines import LifecyclePolicy
+from models.instants import FOREVER
 from models.table import NO_LABEL, CustomerTable
 from tests.unit.build import DAY, at, make_policy
 

@@ -164,6 +164,34 @@ def test_an_erasure_is_a_tombstone(publisher: KafkaPublisher) -> None:
     assert orjson.loads(back["value"])["segments"] == {"lifecycle": "new"}
 
 
+def test_a_change_that_is_withheld_shows_in_the_snapshot_only(publisher: KafkaPublisher) -> None:
+    """Moves into segments too small for a campaign reach nobody who fires campaigns, and are no secret either."""
+    events = [
+        purchase("a", "1", at(0)),
+        purchase("b", "2", at(1)),
+        purchase("a", "3", at(2)),
+        purchase("a", "4", at(3)),
+    ]
+    changes = entry(*events).changes
+    assert [change["to"] for change in changes] == ["new", "new", "regular"]
+    made = OutboxEntry("1-t", changes, (), (0, 2))
+    for each in (made, OutboxEntry.decode(made.id, made.encode())):
+        sent = messages(publisher, each)
+        assert [orjson.loads(message["value"])["change_id"] for message in on("out.changes", sent)] == [
+            changes[1]["change_id"]
+        ]
+        snapshots = {message["key"]: orjson.loads(message["value"]) for message in on("out.snapshots", sent)}
+        assert {key: each["segments"]["lifecycle"] for key, each in snapshots.items()} == {b"a": "regular", b"b": "new"}
+        assert snapshots[b"a"]["sequence"] == 2
+
+
+def test_an_entry_of_which_everything_is_withheld(publisher: KafkaPublisher) -> None:
+    """An erasure from a small segment is a tombstone all the same."""
+    changes = entry(purchase("a", "1", at(0)), erasure("a", "2", at(1))).changes
+    made = messages(publisher, OutboxEntry("1-t", changes, (), (0, 1)))
+    assert [(message["topic"], message["key"], message["value"]) for message in made] == [("out.snapshots", b"a", None)]
+
+
 def test_changes_come_before_the_snapshots_of_their_entry(publisher: KafkaPublisher) -> None:
     """And entries one after the other."""
     first, second = entry(purchase("a", "1", at(0))), entry(purchase("b", "2", at(1)))

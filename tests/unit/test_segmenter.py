@@ -44,11 +44,15 @@ def test_a_first_purchase_makes_a_customer_new(shard: Feeder) -> None:
         "dimension": "lifecycle",
         "from": None,
         "to": "new",
+        "title": None,
+        "channel": None,
+        "viable": True,
         "cause": "purchase",
         "event_id": "e1",
         "effective_at": "2024-01-02T00:00:00Z",
         "decided_at": "2024-01-02T00:00:00Z",
         "policy_version": 1,
+        "population_as_of": None,
         "backfill": False,
         "rfm": {"recency_days": 0, "frequency": 1, "monetary": "12.30", "currency": "USD"},
         "segments": {"lifecycle": "new"},
@@ -488,7 +492,7 @@ def test_deadlines_that_were_told_before_are_history(shard: Feeder) -> None:
     """A lapse before told_until is marked, whatever record decides it; one at it, and every event, is not."""
     shard.feed(purchase("a", "1", at(0)), purchase("b", "2", at(5)), purchase("c", "3", at(6)))
     shard.processor.load(dict.fromkeys(ROLES, 0), {}, told_until=at(95))
-    changes = shard.feed(purchase("d", "4", at(96))) + shard.advance(at(97))
+    changes = [*shard.feed(purchase("d", "4", at(96))), *shard.advance(at(97))]
     assert [(change["customer_id"], change["to"], change["backfill"]) for change in changes] == [
         ("a", "lapsed", True), ("b", "lapsed", False), ("d", "new", False), ("c", "lapsed", False),
     ]  # fmt: skip
