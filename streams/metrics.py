@@ -24,6 +24,15 @@ MOVES = Gauge(
     "Segment changes since this worker took the shard, divided by the customers in the dimension's segments.",
     ["dimension", "shard"],
 )
+CUTOFFS_AS_OF = Gauge(
+    "segmenter_cutoffs_as_of_timestamp_seconds",
+    "As of when the population's cut-offs in force were taken, in the shard's own time, as a Unix time; 0 before any.",
+    ["shard"],
+)
+CUTOFFS_MISSED = Counter(
+    "segmenter_cutoffs_missed_total",
+    "Times a shard went on with the cut-offs of before, because another had not summarised its customers.",
+)
 BATCH_SIZE = Histogram(
     "segmenter_batch_records",
     "Records folded into one commit.",
@@ -80,6 +89,6 @@ LAST_PROGRESS = Gauge(
 
 def forget_shard(shard: str) -> None:
     """Drop the gauges of a shard that this worker no longer owns, so that sums over workers stay true."""
-    for gauge in (CUSTOMERS, MOVES, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
+    for gauge in (CUSTOMERS, MOVES, CUTOFFS_AS_OF, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
         label = "partition" if gauge is CONSUMER_LAG else "shard"
         gauge.remove_by_labels({label: shard})

@@ -20,7 +20,7 @@ from models.counts import Count, SegmentCounts
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, Instants
 from models.policy import Policy
-from models.population import Summary, summary_of
+from models.population import Cutoffs, Summary, summary_of
 from models.rows import layout_of, load, pack, unpack
 from models.segmenter import Outcome, nothing
 from models.table import AttributeValues, CustomerTable
@@ -169,6 +169,11 @@ class BatchProcessor:
     def policy(self) -> Policy:
         """The policy in force."""
         return self._segmenter.policy
+
+    @property
+    def cutoffs(self) -> Cutoffs:
+        """The cut-offs in force."""
+        return self._segmenter.cutoffs
 
     @property
     def activation(self) -> int:

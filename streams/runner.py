@@ -228,6 +228,7 @@ class ShardRunner:
                 extra={"action": "cutoffs_missing", "shard": shard},
             )
         self._impatient, self._awaiting_since = True, None
+        metrics.CUTOFFS_MISSED.inc()
         self.processor.give_up()
         return True
 
@@ -336,6 +337,8 @@ class ShardRunner:
             metrics.CUSTOMERS.labels(dimension, segment, number).set(count.customers)
         for dimension, held in customers.items():
             metrics.MOVES.labels(dimension, number).set(self._moves[dimension] / held if held else 0)
+        as_of = self.processor.cutoffs.as_of
+        metrics.CUTOFFS_AS_OF.labels(number).set(0 if as_of == NEVER else as_of / SECOND)
 
     async def _recover(self, error: Recoverable) -> None:
         """Load the shard again, as often as it takes; the watchdog bounds how long."""

@@ -9,18 +9,20 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from click.testing import CliRunner
 
 from models.events import ROLE_OF_KIND, ROLES
 from models.instants import FOREVER
 from models.partitioner import partition_of
 from models.policy import Policy, parse_policy
 from streams.activations import Activations
+from streams.cli import cli
 from streams.commit import Range
 from streams.errors import ServiceUnavailable
 from streams.generator import Population, generate
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.store.redis import RedisStore
-from tests.support.commands import output_of, segmenter
+from tests.support.commands import segmenter
 from tests.support.real_redis import RealRedis
 from tests.unit.build import Rec, record
 
@@ -65,7 +67,7 @@ class Scene(NamedTuple):
 
     def dump(self) -> dict[bytes, Any]:
         """Everything that Redis holds."""
-        return {key: self.client.hgetall(key) for key in self.client.keys()}
+        return {key: self.client.hgetall(key) for key in self.client.scan_iter()}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,13 @@ def filled(store: RedisStore, policy: Policy) -> list[BatchProcessor]:
             processor.commit(processor.fold(batch, (), {role: Range(0, len(mine))}))
         processors.append(processor)
     return processors
+
+
+def output_of(*arguments: str, settings: dict[str, str]) -> str:
+    """What a command that must succeed writes to its standard output."""
+    result = CliRunner().invoke(cli, arguments, env=settings, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def follow(processors: list[BatchProcessor]) -> Counter[tuple[str, ...]]:

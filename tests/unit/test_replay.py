@@ -1,6 +1,7 @@
 """Replay: recorded events through the processor that workers run, in process."""
 
 import random
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -10,11 +11,19 @@ from models.changes import SegmentChanged
 from models.instants import parse
 from streams.generator import Population, generate
 from streams.recorded import recorded_event
-from streams.replay import Replay, Replayed, replay
+from models.policy import Policy, default_policy
+from streams.replay import Replay, Replayed
+from streams.replay import replay as replay_under
 from tests.unit.build import Event, at, erasure, make_policy, purchase, refund, signup, text, tick
 
 EVENTS = list(generate(Population(customers=150, seed=3, refund_share=0.1)))
 UNTIL = "2025-06-01T00:00:00Z"
+LIFECYCLE = make_policy()
+
+
+def replay(events: Iterable[Event], policy: Policy = LIFECYCLE, **how: Any) -> list[SegmentChanged]:
+    """The changes of the lifecycle alone, if no policy is given."""
+    return replay_under(events, policy, **how)
 
 
 def run(values: list[Any], shards: int = 1, batch_size: int = 5000, until: int | None = None) -> Replayed:
@@ -108,7 +117,10 @@ def test_a_dead_letter_is_an_error(event: Event, sentence: str, shards: int) -> 
 def test_the_policy_is_the_default_one_or_the_one_given() -> None:
     """Another policy gives other changes."""
     events = [purchase("a", "1", at(0)), purchase("a", "2", at(1))]
-    assert [change["to"] for change in replay(events)] == ["new"]
+    changes = replay_under(events)
+    assert changes == replay(events, default_policy())
+    assert {change["dimension"] for change in changes} > {"lifecycle"}
+    assert [change["to"] for change in changes if change["dimension"] == "lifecycle"] == ["new"]
     policy = make_policy(dimensions={"pace": ("1d", 2, "3d")}, version=4)
     changes = replay(events, policy, until=text(at(5)))
     assert [(c["dimension"], c["to"], c["policy_version"]) for c in changes] == [
@@ -130,13 +142,17 @@ def test_changes_are_in_the_order_of_files() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_batches_make_no_difference(batch_size: int) -> None:
-    """The same input gives the same bytes whatever the batch size."""
-    assert orjson.dumps(replay(EVENTS, until=UNTIL, batch_size=batch_size)) == orjson.dumps(replay(EVENTS, until=UNTIL))
+@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+def test_batches_make_no_difference(policy: Policy, batch_size: int) -> None:
+    """The same input gives the same bytes whatever the batch size, with population cut-offs and without."""
+    whole = replay(EVENTS, policy, until=UNTIL)
+    assert orjson.dumps(replay(EVENTS, policy, until=UNTIL, batch_size=batch_size)) == orjson.dumps(whole)
+    assert ("population" in {change["cause"] for change in whole}) == policy.needs_population
 
 
 @pytest.mark.parametrize("batch_size", [7, 5000])
-def test_batches_make_no_difference_out_of_order(batch_size: int) -> None:
+@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+def test_batches_make_no_difference_out_of_order(policy: Policy, batch_size: int) -> None:
     """Neither do they when events are late, redelivered and erased."""
     rng = random.Random(5)
     events = sorted(EVENTS, key=lambda event: parse(event["occurred_at"]) + rng.randrange(40) * 86_400_000_000)
@@ -144,15 +160,18 @@ def test_batches_make_no_difference_out_of_order(batch_size: int) -> None:
     events[400:400] = [
         erasure(event["customer_id"], f"x{i}", at(120)) for i, event in enumerate(rng.sample(EVENTS, 20))
     ]
-    assert orjson.dumps(replay(events, batch_size=batch_size)) == orjson.dumps(replay(events, batch_size=100))
-    causes = {change["cause"] for change in replay(events)}
-    assert causes == {"signup", "purchase", "time", "late_event", "erasure"}
+    whole = replay(events, policy, batch_size=100)
+    assert orjson.dumps(replay(events, policy, batch_size=batch_size)) == orjson.dumps(whole)
+    causes = {change["cause"] for change in whole}
+    lifecycle = {"signup", "purchase", "time", "late_event", "erasure"}
+    assert causes >= lifecycle if policy.needs_population else causes == lifecycle
 
 
 @pytest.mark.parametrize("shards", [2, 4, 13])
-def test_shards_make_no_difference_in_time_order(shards: int) -> None:
-    """Input in time order gives the same changes on any number of shards, but for decided_at."""
-    one, many = replay(EVENTS, until=UNTIL), replay(EVENTS, until=UNTIL, shards=shards)
+@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+def test_shards_make_no_difference_in_time_order(policy: Policy, shards: int) -> None:
+    """Input in time order gives the same changes on any number of shards, but for decided_at; cut-offs are alike."""
+    one, many = replay(EVENTS, policy, until=UNTIL), replay(EVENTS, policy, until=UNTIL, shards=shards)
     assert without_decided_at(many) == without_decided_at(one)
     assert many != one
 
@@ -189,10 +208,10 @@ def test_customers_and_segments_at_the_end() -> None:
         result = run(events, shards)
         assert [customer["customer_id"] for customer in result.customers()] == ["a", "b", "c"]
         assert result.segments == {
-            "lifecycle:new": (1, 100),
-            "lifecycle:potential": (1, 0),
-            "lifecycle:regular": (0, 0),
-            "lifecycle:lapsed": (1, 250),
+            "lifecycle:new": (1, 100, 1),
+            "lifecycle:potential": (1, 0, 0),
+            "lifecycle:regular": (0, 0, 0),
+            "lifecycle:lapsed": (1, 250, 1),
         }
     assert next(iter(run(events).customers())) == {
         "customer_id": "a",
@@ -205,6 +224,8 @@ def test_customers_and_segments_at_the_end() -> None:
         "refunded": "0.00",
         "net": "0.00",
         "currency": "USD",
+        "surveys": 0,
+        "satisfaction": None,
         "attributes": {},
         "segments": {"lifecycle": "potential"},
     }
