@@ -124,7 +124,7 @@ class _Samples:
 
 
 class _Copied:
-    """One shard of the copy, with everything applied that was due before."""
+    """One shard of the copy."""
 
     def __init__(
         self, number: int, partitions: int, store: MemoryStore, activations: Activations, at: int = NEVER
@@ -135,7 +135,6 @@ class _Copied:
             Shard(number, partitions, {role: role for role in ROLES}), activations, store, Clock.EVENT
         )
         self.header = self.processor.load({}, {})
-        self.settle()
 
     def _commit(self, step: Step) -> None:
         self.processor.commit(step)
@@ -180,12 +179,13 @@ def preview(
     store.copy_activations(source)
     activations = Activations(store, policy)
     before = activations.policy(activations.active.policy_version)
+    first = activations.newer_policy(0) or activations.latest
     notes: list[str] = []
     activation = _activated(activations, store, policy, instant, notes)
     found = Preview(before, policy, activation, notes=notes)
     shards: list[_Copied] = []
     for number in range(partitions):
-        if not store.copy_shard(source, number):
+        if not store.copy_shard(source, number, first):
             notes.append(
                 f"shard {number} was written to while it was read; a few of its customers may be counted wrong"
             )
@@ -193,8 +193,8 @@ def preview(
             continue
         shard = _Copied(number, partitions, store, activations, at)
         old, taken = shard.processor.table, _Samples(found.moves, samples, take)
-        own = activations[shard.header.activation or 1]
-        known = dimensions_of(old.policy, own.cutoffs)
+        known = dimensions_of(old.policy, activations[shard.header.activation].cutoffs)
+        shard.settle()
         found.customers += len(old)
         found.time = max(found.time, shard.processor.time)
         shard.follow(taken)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
+from models.activation import Activation
 from models.batch import EventBatch, Refusal
 from models.changes import DeadLetter, SegmentChanged, dead_letter
 from models.counts import Count
@@ -89,6 +90,11 @@ class Replay:
         self._placed: list[_Placed] = []
         self._refused: dict[int, DeadLetter] = {}
         self._store = store
+
+    @property
+    def activations(self) -> list[Activation]:
+        """What has come into force so far: the policy, then each of the cut-offs taken."""
+        return [self._activations[number] for number in range(1, self._activations.latest + 1)]
 
     def feed(self, events: Iterable[RecordedEvent]) -> Iterator[int]:
         """Process all events; yields, after every batch, how many have been read."""

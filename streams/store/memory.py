@@ -198,10 +198,10 @@ class MemoryStore:
         population = source.population()
         self._population = None if population is None else (population[0], population[1].json)
 
-    def copy_shard(self, source: StateStore, shard: int) -> bool:
+    def copy_shard(self, source: StateStore, shard: int, first: int) -> bool:
         """Hold another store's shard, without outbox and summaries; the source is only read.
 
-        Returns whether it was read as it was at one moment: not if somebody kept writing to it.
+        A shard that has not committed under any activation yet is at ``first``, as it is to whoever loads it. Returns whether it was read as it was at one moment: not if somebody kept writing to it.
         """
         for _ in range(_READS):
             before = source.header(shard)
@@ -220,8 +220,8 @@ class MemoryStore:
             segments=dict(segments),
             values={f"{name}:{code}": text for name, texts in header.values.items() for code, text in enumerate(texts)},
             settled=header.settled,
-            activation=header.activation,
-            since=header.since,
+            activation=header.activation or first,
+            since=header.since if header.activation or header.time is None else header.time,
             summarised=header.summarised,
         )
         return header.commits == before.commits

@@ -1,5 +1,6 @@
 """The policy: read from TOML; whatever is wrong in it is named, with what it may be."""
 
+import re
 from decimal import Decimal
 
 import pytest
@@ -8,35 +9,66 @@ from pydantic import ValidationError
 from models.dimensions import dimensions_of
 from models.errors import PolicyError
 from models.policy import Policy, default_policy, default_policy_text, parse_policy
+from models.policy_lines import problems
 
 DAY = 86_400_000_000
 DEFAULT = default_policy_text()
+TEXT = """
+version = 1
+[money]
+base = "USD"
+[money.rates]
+# EUR = "1.08"
+[events]
+allowed_skew = "5m"
+remembered_ids = 16
+[attributes]
+keep = ["country", "channel"]
+numbers = ["income"]
+max_values = 10000
+[population]
+every = "7d"
+settle = "10m"
+[dimensions.lifecycle]
+engine = "lifecycle"
+potential_after = "30d"
+regular_orders = 3
+lapse_after = "90d"
+"""
 
 
 def changed(old: str, new: str) -> str:
-    """The default policy's text with one part replaced."""
-    assert DEFAULT.count(old) == 1
-    return DEFAULT.replace(old, new)
+    """A policy's text with one part replaced."""
+    assert TEXT.count(old) == 1
+    return TEXT.replace(old, new)
 
 
 def test_default_policy_is_the_documented_one() -> None:
-    """The default policy loads, and says what the documentation says of it."""
+    """The default policy loads, has every engine, and says what the documentation says of it."""
     policy = default_policy()
     assert policy.version == 1
     assert (policy.money.base, policy.money.rates) == ("USD", {})
     assert policy.events.allowed_skew == 300_000_000
     assert policy.events.remembered_ids == 16
-    assert policy.attributes.keep == ("country", "channel")
+    assert set(policy.attributes.keep) >= {"country", "channel", "gender", "education", "family_status", "industry"}
+    assert policy.attributes.numbers == ("birth_year", "income")
     assert policy.attributes.max_values == 10_000
-    assert list(policy.dimensions) == ["lifecycle"]
+    assert (policy.population.every, policy.population.settle) == (7 * DAY, 600_000_000)
+    assert policy.needs_population
+    engines = {dimension.engine for dimension in policy.dimensions.values()}
+    assert engines == {"lifecycle", "attribute", "bands", "dominant", "pareto", "rfm", "rules"}
+    assert next(iter(policy.dimensions)) == "lifecycle"
     lifecycle = policy.dimensions["lifecycle"]
+    assert policy.text == DEFAULT
     assert (lifecycle.potential_after, lifecycle.regular_orders, lifecycle.lapse_after) == (30 * DAY, 3, 90 * DAY)
 
 
 def test_only_dimensions_are_required() -> None:
-    """A policy that names a dimension and nothing else gets every other default."""
-    policy = parse_policy("[dimensions.lifecycle]")
-    assert policy.dimensions == default_policy().dimensions
+    """A policy that names a dimension with its engine and nothing else gets every other default."""
+    policy = parse_policy('[dimensions.lifecycle]\nengine = "lifecycle"')
+    assert policy.dimensions == parse_policy(TEXT).dimensions
+    assert not policy.needs_population
+    assert policy.population == default_policy().population
     assert policy.money == default_policy().money
     assert policy.events == default_policy().events
     assert policy.attributes.keep == ()
@@ -44,8 +76,8 @@ def test_only_dimensions_are_required() -> None:
 
 def test_equal_texts_are_equal_policies() -> None:
     """The same text gives an equal policy, another setting an unequal one."""
-    assert parse_policy(DEFAULT) == parse_policy(DEFAULT)
-    assert parse_policy(changed("regular_orders = 3", "regular_orders = 4")) != parse_policy(DEFAULT)
+    assert parse_policy(TEXT) == parse_policy(TEXT)
+    assert parse_policy(changed("regular_orders = 3", "regular_orders = 4")) != parse_policy(TEXT)
 
 
 def test_a_policy_cannot_be_changed() -> None:
@@ -79,7 +111,10 @@ def test_rates_are_exact() -> None:
 
 def test_dimensions_are_named_and_ordered_by_the_policy() -> None:
     """Each section below dimensions is one dimension; they keep the order in which they are written."""
-    policy = parse_policy("[dimensions.slow]\nlapse_after = '300d'\n[dimensions.fast]\nregular_orders = 2")
+    engine = "engine = 'lifecycle'\n"
+    policy = parse_policy(
+        f"[dimensions.slow]\n{engine}lapse_after = '300d'\n[dimensions.fast]\n{engine}regular_orders = 2"
+    )
     assert [dimension.name for dimension in dimensions_of(policy)] == ["slow", "fast"]
     assert {dimension.labels for dimension in dimensions_of(policy)} == {("new", "potential", "regular", "lapsed")}
 
@@ -111,7 +146,13 @@ def test_dimensions_are_named_and_ordered_by_the_policy() -> None:
         ("max_values = 10000", "max_values = 0", "attributes.max_values", "greater than or equal to 1"),
         ("max_values = 10000", "max_values = 1.5", "attributes.max_values", "valid integer"),
         ("[dimensions.lifecycle]", "[dimensions.Lifecycle]", "dimensions.Lifecycle", r"\^\[a-z\]\[a-z0-9_\]\{0,47\}\$"),
-        ('engine = "lifecycle"', 'engine = "magic"', "dimensions.lifecycle.engine", "must be 'lifecycle'"),
+        ('engine = "lifecycle"', 'engine = "magic"', "dimensions.lifecycle.engine", "must be one of 'lifecycle', 'attr"),
+        ('engine = "lifecycle"', "", "dimensions.lifecycle.engine", "is required"),
+        ('every = "7d"', 'every = "7"', "population.every", 'a duration such as "30d"'),
+        ('settle = "10m"', 'settle = "7d"', "population", "settle must be shorter than every"),
+        ('numbers = ["income"]', 'numbers = ["country"]', "attributes", "country is in keep and in numbers"),
+        ('numbers = ["income"]', 'numbers = ["orders"]', "attributes", "numbers cannot name orders, which is a measure"),
+        ('numbers = ["income"]', 'numbers = ["amount"]', "attributes.numbers", "cannot keep amount"),
         ("regular_orders = 3", "regular_orders = 1", "dimensions.lifecycle.regular_orders", "equal to 2"),
         ("regular_orders = 3", "orders = 3", "dimensions.lifecycle.orders", "check the spelling"),
         ('lapse_after = "90d"', 'lapse_after = "90"', "dimensions.lifecycle.lapse_after", "with s, m, h, d or w"),
@@ -121,11 +162,12 @@ def test_dimensions_are_named_and_ordered_by_the_policy() -> None:
     ],
 )  # fmt: skip
 def test_each_wrong_setting_is_named_with_what_it_may_be(old: str, new: str, key: str, allowed: str) -> None:
-    """The error is one line that begins with the wrong key and says what it may be."""
-    with pytest.raises(PolicyError, match=f"{key}.*: .*{allowed}|{key} .*{allowed}") as refused:
+    """It is one problem whose key is the wrong one, and which says what that may be; no such policy can be read."""
+    (found,) = problems(changed(old, new))
+    assert f"{found.key}: {found.sentence}".startswith(key)
+    assert re.search(allowed, found.sentence)
+    with pytest.raises(PolicyError, match=allowed.partition("'")[0] if "engine" not in key else ""):
         parse_policy(changed(old, new))
-    assert str(refused.value).startswith(key)
-    assert "\n" not in str(refused.value)
 
 
 def test_the_wrong_value_is_shown() -> None:
@@ -135,12 +177,12 @@ def test_the_wrong_value_is_shown() -> None:
 
 
 def test_all_errors_are_named_at_once() -> None:
-    """A policy with three wrong keys gives three lines, one for each."""
+    """A policy with three wrong keys has three problems, one for each, and reading it tells all of them."""
     text = changed("version = 1", "version = 0").replace("[events]", "[event]").replace('"90d"', '"soon"')
+    assert {found.key for found in problems(text)} == {"version", "event", "dimensions.lifecycle.lapse_after"}
     with pytest.raises(PolicyError) as refused:
         parse_policy(text)
-    keys = {line.partition(":")[0] for line in str(refused.value).splitlines()}
-    assert keys == {"version", "event", "dimensions.lifecycle.lapse_after"}
+    assert len(str(refused.value).splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -150,8 +192,8 @@ def test_all_errors_are_named_at_once() -> None:
         ("version = 3", "dimensions: is required"),
         ("dimensions = {}", "dimensions: .*at least 1 item"),
         ("dimensions = 1", "dimensions: must be a valid dictionary"),
-        ("[money]\nrates = 5\n[dimensions.lifecycle]", "money.rates: must be a valid dictionary"),
-        ("money = 5\n[dimensions.lifecycle]", "money: "),
+        ("[money]\nrates = 5\n[dimensions.lifecycle]\nengine = 'lifecycle'", "money.rates: must be a valid dictionary"),
+        ("money = 5\n[dimensions.lifecycle]\nengine = 'lifecycle'", "money: "),
         ("version = 1\nbase", "the policy is not valid TOML: "),
         ("version = 1\n\n[money\n", "the policy is not valid TOML: .*line 3"),
         ("version = 1\nversion = 2", "the policy is not valid TOML"),
@@ -165,7 +207,7 @@ def test_a_text_that_is_no_policy_is_refused(text: str, sentence: str) -> None:
 
 def test_there_are_at_most_64_dimensions() -> None:
     """64 dimensions are accepted, one more is refused under its key."""
-    sections = [f"[dimensions.d{number}]" for number in range(65)]
+    sections = [f"[dimensions.d{number}]\nengine = 'lifecycle'" for number in range(65)]
     assert len(parse_policy("\n".join(sections[:64])).dimensions) == 64
     with pytest.raises(PolicyError, match=r"^dimensions: .*at most 64"):
         parse_policy("\n".join(sections))
@@ -174,16 +216,16 @@ def test_there_are_at_most_64_dimensions() -> None:
 def test_a_policy_is_read_strictly() -> None:
     """No value is turned into another type to make it fit."""
     with pytest.raises(ValidationError):
-        Policy.model_validate({"version": "1", "dimensions": {"lifecycle": {}}})
+        Policy.model_validate({"version": "1", "dimensions": {"lifecycle": {"engine": "lifecycle"}}})
 
 
 def test_fields_of_events_are_no_attributes() -> None:
     """What every event has as a field of its own cannot be kept as an attribute."""
     with pytest.raises(PolicyError, match=r"attributes\.keep: cannot keep amount, attributes"):
-        parse_policy('[attributes]\nkeep = ["attributes", "amount"]\n[dimensions.lifecycle]\n')
+        parse_policy('[attributes]\nkeep = ["attributes", "amount"]\n[dimensions.d]\nengine = "lifecycle"')
 
 
 def test_the_base_currency_has_no_rate() -> None:
     """A rate for the base itself would be ignored, so it is refused."""
     with pytest.raises(PolicyError, match="worth 1"):
-        parse_policy('[money]\nbase = "USD"\n[money.rates]\nUSD = "2"\n[dimensions.lifecycle]\n')
+        parse_policy('[money]\nbase = "USD"\n[money.rates]\nUSD = "2"\n[dimensions.d]\nengine = "lifecycle"')

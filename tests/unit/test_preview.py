@@ -203,9 +203,11 @@ def test_samples_say_why() -> None:
     assert found.moves.counts == {Move("lifecycle", "new", "lapsed"): 9, Move("spend", None, "mid"): 9}
     why = "1 order, last purchase 60 days before"
     assert one_by_one(found) == {
-        "c0 lifecycle": (why, why), "c1 lifecycle": (why, why),
-        "c0 spend": ("average_order 50.00 is in [20, 60)", None), "c1 spend": ("average_order 50.00 is in [20, 60)", None),
-    }  # fmt: skip
+        "c0 lifecycle": (why, why),
+        "c1 lifecycle": (why, why),
+        "c0 spend": ("average_order 50.00 is in [20, 60)", None),
+        "c1 spend": ("average_order 50.00 is in [20, 60)", None),
+    }
     assert found.moves.samples[Move("spend", None, "mid")][0].change["rfm"]["recency_days"] == 60
     assert preview(store, 1, policy_of("quick", 2), NOW, at=at(60), samples=0).moves.samples == {
         Move("lifecycle", "new", "lapsed"): [], Move("spend", None, "mid"): [],
@@ -236,6 +238,16 @@ def test_the_first_summary_of_the_population_is_foreseen() -> None:
     assert stored(store) == before
     scored = state(policy_of("scored", 1), events, until=at(30))
     assert predicted(scored, 1, policy_of("small", 2), at(30))[0].later is None
+
+
+def test_a_shard_of_an_older_version() -> None:
+    """One that has never committed under an activation moves like any other."""
+    store = state(policy_of("life", 1), [purchase(f"c{i}", str(i), at(0)) for i in range(5)], until=at(60))
+    store._shards[0].activation = 0
+    _, changes = predicted(store, 1, policy_of("quick", 2), at(60))
+    assert len(changes) == 10
+    really = applied(store, 1, policy_of("quick", 2), at(60))
+    assert Counter(map(identity, changes)) == Counter(map(identity, really))
 
 
 def test_notes_say_what_the_moves_do_not() -> None:

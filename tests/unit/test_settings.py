@@ -218,14 +218,15 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
 
 
 def test_errors_of_a_policy_name_the_file_and_every_wrong_key(tmp_path: Path) -> None:
-    """All of them at once."""
+    """All of them at once, each with its line."""
     path = tmp_path / "policy.toml"
-    path.write_text('version = 0\nspeed = 1\n[dimensions.lifecycle]\nlapse_after = "x"\n', encoding="utf-8")
+    path.write_text('version = 0\nspeed = 1\n[dimensions.d]\nengine = "lifecycle"\nlapse_after = "x"\n', encoding="utf-8")
     with pytest.raises(ConfigurationError) as told:
         read_policy(path)
     lines = str(told.value).splitlines()
     assert lines[0] == f"the policy {path} cannot be used:"
-    assert {line.partition(":")[0] for line in lines[1:]} == {"version", "speed", "dimensions.lifecycle.lapse_after"}
+    named = {line.removeprefix(f"{path}:").split(": ")[0]: line.split(": ")[1] for line in lines[1:]}
+    assert named == {"1": "version", "2": "speed", "5": "dimensions.d.lapse_after"}
 
 
 @pytest.mark.parametrize(
