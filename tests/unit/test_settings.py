@@ -220,7 +220,8 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
 def test_errors_of_a_policy_name_the_file_and_every_wrong_key(tmp_path: Path) -> None:
     """All of them at once, each with its line."""
     path = tmp_path / "policy.toml"
-    path.write_text('version = 0\nspeed = 1\n[dimensions.d]\nengine = "lifecycle"\nlapse_after = "x"\n', encoding="utf-8")
+    text = 'version = 0\nspeed = 1\n[dimensions.d]\nengine = "lifecycle"\nlapse_after = "x"\n'
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigurationError) as told:
         read_policy(path)
     lines = str(told.value).splitlines()
