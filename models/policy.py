@@ -163,10 +163,12 @@ class Policy(Section):
     @model_validator(mode="after")
     def _known_names(self) -> Policy:
         earlier: dict[str, tuple[str, ...]] = {}
+        problems = []
         for name, dimension in self.dimensions.items():
-            for problem in self._problems(dimension, earlier):
-                raise ValueError(f"dimensions.{name}: {problem}")
+            problems += [f"dimensions.{name}: {problem}" for problem in self._problems(dimension, earlier)]
             earlier[name] = dimension.labels
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def _problems(self, dimension: Engine, earlier: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
@@ -208,7 +210,11 @@ class Policy(Section):
 
 def _sentence(error: Any) -> str:
     """One pydantic error as ``key: what it may be``."""
-    key = ".".join(str(part) for part in error["loc"]) or "policy"
+    loc = error["loc"]
+    if loc[:1] == ("dimensions",):
+        # The third part repeats the engine, by which pydantic found the class.
+        loc = (*loc[:2], *loc[3:])
+    key = ".".join(str(part) for part in loc) or "policy"
     if error["type"] == "extra_forbidden":
         return f"{key}: is not a setting of this policy; check the spelling"
     if error["type"] == "missing":

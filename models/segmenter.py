@@ -8,7 +8,7 @@ The deadlines of rows that no record touched are applied last; they are dated by
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,29 +197,44 @@ class Segmenter:
         if erasing.any():
             self._erase(table, batch, positions[erasing], rows[erasing], work)
             positions, rows = positions[~erasing], rows[~erasing]
+        unknown = table.is_blank(rows)
         folded = fold(table, batch, positions, rows, codes)
         refused: list[int] = positions[folded.overflowed].tolist()
         if not folded.counted.all():
-            positions, rows = positions[folded.counted], rows[folded.counted]
-        times, found, changed = work.times[positions], len(work.found), set(folded.changed)
+            positions, rows, unknown = positions[folded.counted], rows[folded.counted], unknown[folded.counted]
+        found, changed = len(work.found), set(folded.changed)
+        new = np.flatnonzero(unknown)
         for d, dimension in enumerate(self.dimensions):
-            if changed.isdisjoint(dimension.reads):
+            if not changed.isdisjoint(dimension.reads):
+                moved = self._label(table, batch, d, positions, rows, work)
+            elif len(new):
+                # A label may also say that nothing is known.
+                moved = self._label(table, batch, d, positions[new], rows[new], work)
+            else:
                 continue
-            after = dimension.label(table, rows, times)
-            moved = np.flatnonzero(after != table.label[rows, d])
-            if len(moved):
+            if moved:
                 changed.add(dimension.name)
-                p, r, t, label = positions[moved], rows[moved], times[moved], after[moved]
-                occurred, previous = batch.occurred_at[p], table.changed_at[r, d]
-                # Late: an earlier change is overtaken, or time has already overtaken what the event did.
-                late = (occurred < previous) | (dimension.label(table, r, occurred) != label)
-                cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
-                effective = np.where(late, np.maximum(t, previous), occurred)
-                self._move(table, r, d, label, cause, effective, effective, p, p, work)
-            table.deadline[rows, d] = self._next_deadline(table, rows, d, times)
         table.note_deadlines(rows)
         work.show_labels(table, found)
         return refused
+
+    def _label(
+        self, table: CustomerTable, batch: EventBatch, d: int, positions: NDArray[np.int64], rows: Rows, work: _Work
+    ) -> bool:
+        """Label ``rows`` anew in a dimension after the events at ``positions``. Returns whether any has moved."""
+        dimension, times = self.dimensions[d], work.times[positions]
+        after = dimension.label(table, rows, times)
+        moved = np.flatnonzero(after != table.label[rows, d])
+        if len(moved):
+            p, r, t, label = positions[moved], rows[moved], times[moved], after[moved]
+            occurred, previous = batch.occurred_at[p], table.changed_at[r, d]
+            # Late: an earlier change is overtaken, or time has already overtaken what the event did.
+            late = (occurred < previous) | (dimension.label(table, r, occurred) != label)
+            cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
+            effective = np.where(late, np.maximum(t, previous), occurred)
+            self._move(table, r, d, label, cause, effective, effective, p, p, work)
+        table.deadline[rows, d] = self._next_deadline(table, rows, d, times)
+        return len(moved) > 0
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
         """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
@@ -344,7 +359,7 @@ class Segmenter:
         rows: Rows,
     ) -> Outcome:
         touched = np.unique(np.concatenate([rows, *work.touched]))
-        changes = _in_order(work.found, table, len(self.dimensions))
+        changes = Changes.ordered(work.found, table)
         published = self._wire(table, batch, changes, work, backfill)
         withheld = self._withheld(table, changes)
         blank = table.is_blank(touched)
@@ -389,17 +404,3 @@ def _overflow(batch: EventBatch, position: int) -> Refusal:
         "total_too_large",
         "the customer's total would be larger than this system can count; check the amounts of this customer_id",
     )
-
-
-def _in_order(found: list[Changes], table: CustomerTable, dimensions: int) -> Changes:
-    """All changes by deciding record, lapse before event, deadline, customer_id, dimension."""
-    if not found:
-        return Changes.none(dimensions)
-    columns: list[Any] = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    every = Changes(*columns)
-    by_event = every.event != NO_EVENT
-    deadline = np.where(by_event, FOREVER, every.effective_at)
-    _, customer = np.unique(np.array([table.customer[row] for row in every.row.tolist()]), return_inverse=True)
-    order = np.lexsort((every.dimension, customer, deadline, by_event, every.decided))
-    ordered: list[Any] = [column[order] for column in every]
-    return Changes(*ordered)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.changes import Cause, SegmentChanged, change_id_of
 from models.engines import Profile
-from models.instants import DAY, NEVER, Instants, format_column, format_instant
+from models.instants import DAY, FOREVER, NEVER, Instants, format_column, format_instant
 from models.policy import Policy
 from models.population import Cutoffs
 from models.table import CustomerTable, Rows
@@ -54,6 +54,20 @@ class Changes(NamedTuple):
             none, none, none.astype(np.int16), none.astype(np.int16), none.astype(np.int8), none, none, none, none,
             none, none, none, np.empty((0, dimensions), dtype=np.int16),
         )  # fmt: skip
+
+    @classmethod
+    def ordered(cls, found: Sequence[Changes], table: CustomerTable) -> Changes:
+        """All that was found by deciding record, lapse before event, deadline, customer_id, dimension."""
+        if not found:
+            return cls.none(len(table.dimensions))
+        columns: list[Any] = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        every = cls(*columns)
+        by_event = every.event != NO_EVENT
+        deadline = np.where(by_event, FOREVER, every.effective_at)
+        _, customer = np.unique(np.array([table.customer[row] for row in every.row.tolist()]), return_inverse=True)
+        order = np.lexsort((every.dimension, customer, deadline, by_event, every.decided))
+        columns = [column[order] for column in every]
+        return cls(*columns)
 
 
 class _Snapshot(NamedTuple):

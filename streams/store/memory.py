@@ -201,7 +201,8 @@ class MemoryStore:
     def copy_shard(self, source: StateStore, shard: int, first: int) -> bool:
         """Hold another store's shard, without outbox and summaries; the source is only read.
 
-        A shard that has not committed under any activation yet is at ``first``, as it is to whoever loads it. Returns whether it was read as it was at one moment: not if somebody kept writing to it.
+        A shard that has not committed under any activation yet is at ``first``, as it is to whoever loads it. Returns
+        whether it was read as it was at one moment: not if somebody kept writing to it.
         """
         for _ in range(_READS):
             before = source.header(shard)

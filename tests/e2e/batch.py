@@ -32,8 +32,12 @@ REGIONS = {
 
 
 def frame(values: Sequence[bytes]) -> pd.DataFrame:
-    """Recorded purchases and refunds, each event_id once: kind, customer, at (microseconds), minor, country."""
-    raw = pd.DataFrame([orjson.loads(value) for value in values]).drop_duplicates("event_id")
+    """Recorded purchases and refunds: kind, customer, at (microseconds), minor, country.
+
+    Each event_id once, and without events of nobody.
+    """
+    raw = pd.DataFrame([orjson.loads(value) for value in values])
+    raw = raw.drop_duplicates("event_id").dropna(subset=["customer_id"])
     when = pd.to_datetime(raw["occurred_at"], utc=True).dt.tz_localize(None)
     found = pd.DataFrame(
         {
@@ -44,7 +48,7 @@ def frame(values: Sequence[bytes]) -> pd.DataFrame:
         }
     )
     assert raw["amount"].str.fullmatch(r"[0-9]+\.[0-9]{2}").all()
-    found["country"] = raw["country"] if "country" in raw else None
+    found["country"] = raw.get("country")
     return found
 
 

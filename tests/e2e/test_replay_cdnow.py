@@ -213,9 +213,7 @@ def lifecycle_of(replayed: Replayed) -> list[Move]:
 
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("source", ["sample", "generated"])
-def test_the_default_policys_lifecycle_is_the_oracles(
-    source: str, shards: int, request: pytest.FixtureRequest
-) -> None:
+def test_the_default_policys_lifecycle_is_the_oracles(source: str, shards: int, request: pytest.FixtureRequest) -> None:
     """Among all the dimensions of the default policy the lifecycle moves as it does alone, row by row.
 
     For all of CDNOW, test_segments_cdnow.py shows the same.

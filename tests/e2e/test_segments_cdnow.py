@@ -3,7 +3,8 @@
 So does the default policy's lifecycle the oracle, and cut-offs are where the exact quantiles are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,9 @@ import pandas as pd
 import pytest
 
 from models.activation import Activation
-from models.policy import Policy, default_policy, parse_policy
-from streams.recorded import RecordedEvent
-from streams.replay import Replay, Replayed
+from models.policy import default_policy, parse_policy
 from tests.e2e.batch import assert_near_quantiles, frame, labels, month_ends
-from tests.e2e.stored_labels import stored_labels
+from tests.e2e.month_by_month import assert_labels, in_force, run
 from tests.e2e.test_replay_cdnow import cdnow, moves_of
 from tests.support.commands import output_of
 
@@ -48,41 +47,13 @@ def ends() -> list[int]:
     return month_ends("1997-02-01", "1998-07-01")
 
 
-def run(
-    policy: Policy, events: Sequence[RecordedEvent], ends: Sequence[int], shards: int
-) -> Iterator[tuple[int, Replayed, list[Activation]]]:
-    """A replay that is looked at, at each of the instants, after all that is due has been applied."""
-    replay, rest = Replay(policy, shards), 0
-    for end in ends:
-        first = rest
-        while rest < len(events) and events[rest].occurred_at < end:
-            rest += 1
-        for _ in replay.feed(events[first:rest]):
-            pass
-        yield end, replay.finish(end), replay.activations
-
-
-def in_force(activations: Sequence[Activation], instant: int) -> Activation:
-    """The activation that a shard is at, at an instant of its time."""
-    return [each for each in activations if each.active_from <= instant][-1]
-
-
-def assert_labels(result: Replayed, events: pd.DataFrame, instant: int, activations: Sequence[Activation]) -> None:
-    """Every stored label is the batch computation's, and every customer is there."""
-    scores = in_force(activations, instant).cutoffs.scores
-    wanted = labels(events, instant, scores.get("rfm", {}), scores.get("value", {}))
-    pd.testing.assert_frame_equal(
-        stored_labels(result)[COLUMNS], wanted[COLUMNS].sort_index(), check_names=False, check_dtype=False
-    )
-
-
 @pytest.mark.slow
 def test_the_default_policy_at_month_ends(data_folder: Path, ends: list[int]) -> None:
     """Under the default policy all labels are pandas', the lifecycle's moves are the oracle's, row by row."""
     recording = cdnow(data_folder)
     events = frame([event.value for event in recording.events])
     for instant, result, activations in run(default_policy(), recording.events, ends, 1):
-        assert_labels(result, events, instant, activations)
+        assert_labels(result, events, instant, activations, COLUMNS)
     assert len(activations) > 70
     lifecycle = moves_of(change for change in result.changes if change["dimension"] == "lifecycle")
     assert lifecycle == recording.moves
@@ -94,7 +65,7 @@ def test_four_shards_with_daily_cutoffs(data_folder: Path, ends: list[int]) -> N
     recording = cdnow(data_folder)
     events = frame([event.value for event in recording.events])
     for instant, result, activations in run(parse_policy(DAILY), recording.events, ends, 4):
-        assert_labels(result, events, instant, activations)
+        assert_labels(result, events, instant, activations, COLUMNS)
         assert_cutoffs(events, instant, activations)
 
 
@@ -116,7 +87,7 @@ def test_cutoffs_are_within_a_percentile_point(data_folder: Path, ends: list[int
         assert_cutoffs(events, instant, activations)
     kept = [
         one.cutoffs.scores["rfm"]["recency"] == other.cutoffs.scores["rfm"]["recency"]
-        for one, other in zip(activations[100:], activations[101:], strict=False)
+        for one, other in pairwise(activations[100:])
     ]
     assert any(kept)
     assert not all(kept)
@@ -126,15 +97,18 @@ def test_replay_writes_these_customers(data_folder: Path, tmp_path: Path) -> Non
     """`segmenter replay --customers` writes the labels that pandas computes, on one shard and on four."""
     recording = cdnow(data_folder, "cdnow_sample_purchases")
     events = frame([event.value for event in recording.events])
+    weekly = tmp_path / "weekly.toml"
+    weekly.write_text(DAILY.replace('every = "1d"', 'every = "7d"'))
     until = month_ends("1998-07-01", "1998-07-01")
-    ((instant, _, activations),) = run(default_policy(), recording.events, until, 1)
+    ((instant, _, activations),) = run(parse_policy(weekly.read_text()), recording.events, until, 1)
     scores = in_force(activations, instant).cutoffs.scores
     wanted = labels(events, instant, scores["rfm"], scores["value"])[COLUMNS]
     for shards in ("1", "4"):
         out = tmp_path / f"{shards}.ndjson"
         file = str(data_folder / "cdnow_sample_purchases.ndjson.gz")
         output_of(
-            *("replay", file, "--until", "1998-07-01T00:00:00Z", "--customers", str(out), "--shards", shards),
+            *("replay", file, "--policy", str(weekly), "--until", "1998-07-01T00:00:00Z"),
+            *("--customers", str(out), "--shards", shards),
             settings={},
         )
         customers: list[dict[str, Any]] = [orjson.loads(line) for line in out.read_bytes().splitlines()]

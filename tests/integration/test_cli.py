@@ -139,9 +139,12 @@ def exported(scene: Scene) -> list[dict[str, Any]]:
 
 
 def test_customer(scene: Scene, exported: list[dict[str, Any]]) -> None:
-    """What is known about a customer, as in the export."""
+    """What is known about a customer, as in the export, and why they are where they are."""
     found = json.loads(output_of("customer", "c000002", settings=scene.settings))
+    reasons = found.pop("reasons")
     assert found in exported
+    assert reasons.keys() == found["segments"].keys()
+    assert f"{found['orders']} order" in reasons["lifecycle"]
     bought = [e for e in scene.events if e.get("customer_id") == "c000002" and e["kind"] == "purchase"]
     assert found["orders"] == len(bought)
     assert Decimal(found["gross"]) == sum(Decimal(event["amount"]) for event in bought)
@@ -181,10 +184,11 @@ def test_an_empty_namespace_is_said_to_be_empty(scene: Scene) -> None:
 
 
 def test_erasure_leaves_nothing(scene: Scene) -> None:
-    """After an erasure: a change to null, a tombstone on customer-segments, and no trace of the customer in Redis."""
+    """After an erasure: changes to null, a tombstone on customer-segments, and no trace of the customer in Redis."""
     last = [change for change in distinct(scene.topics.changes()) if change["customer_id"] == ERASED][-1]
     assert (last["to"], last["cause"], last["event_id"]) == (None, "erasure", "x-1")
-    assert last["segments"] == {"lifecycle": None}
+    assert set(last["segments"]) >= {"lifecycle", "rfm", "region"}
+    assert set(last["segments"].values()) == {None}
     snapshots = [record for record in scene.topics.read(SNAPSHOTS) if record.key == ERASED.encode()]
     assert snapshots[-1].value is None
     assert all(record.value is not None for record in snapshots[:-1])

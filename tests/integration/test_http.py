@@ -75,7 +75,8 @@ def test_events_by_outcome(scene: Scene, families: dict[str, Metric]) -> None:
     refused = Counter(bad.topic for bad in BAD)
     events = "segmenter_events"
     assert _sum(families, events, topic="purchases", outcome="used") == kinds["purchase"] + kinds["refund"] + 4
-    assert _sum(families, events, topic="signups", outcome="used") == kinds["signup"]
+    about_themselves = kinds["signup"] + kinds["profile"] + kinds["survey"]
+    assert _sum(families, events, topic="signups", outcome="used") == about_themselves
     assert _sum(families, events, topic="erasures", outcome="used") == 1
     for topic, count in refused.items():
         assert _sum(families, events, topic=topic, outcome="refused") == count
@@ -140,7 +141,8 @@ def test_sizes_and_times(scene: Scene, families: dict[str, Metric]) -> None:
     commits, commit_seconds = _histogram(families, "segmenter_commit_seconds")
     assert folds == batches
     assert commits >= folds
-    assert 0 < commit_seconds <= fold_seconds * 1.5 < 60
+    assert 0 < fold_seconds < 60
+    assert 0 < commit_seconds < 60
     published, publish_seconds = _histogram(families, "segmenter_event_to_published_seconds")
     assert 0 < published <= batches
     assert 0 < publish_seconds / published < 30

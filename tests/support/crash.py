@@ -20,6 +20,8 @@ def survive_a_crash(
     Then what subscribers have seen must be what a batch computation gives, and what Redis holds what a replay gives.
     """
     settings = {**settings, "SEGMENTER_CLOCK": "event"}
+    if recording.policy is not None:
+        settings["SEGMENTER_POLICY"] = str(recording.policy)
     produce = (*SEGMENTER, "produce", str(recording.file), "--until", recording.until, "--rate", str(rate))
     with Worker(folder, settings, "victim") as victim, Worker(folder, settings, "survivor") as survivor:
         victim.ready()
@@ -57,25 +59,31 @@ def _agrees_with_batch(recording: Recording, topics: Topics, state: Stored) -> N
 
 def _agrees_with_replay(recording: Recording, settings: Mapping[str, str], folder: Path) -> None:
     out = folder / "replayed.ndjson"
-    output_of("replay", str(recording.file), "--until", recording.until, "--customers", str(out), settings=settings)
+    policy = () if recording.policy is None else ("--policy", str(recording.policy))
+    until = ("--until", recording.until)
+    output_of("replay", str(recording.file), *policy, *until, "--customers", str(out), settings=settings)
     exported = output_of("export", settings=settings)
     assert sorted(exported.splitlines()) == sorted(out.read_text().splitlines())
     customers = [json.loads(line) for line in exported.splitlines()]
     assert _sizes(output_of("segments", "--json", settings=settings)) == _counted(customers)
 
 
-def _sizes(lines: str) -> dict[str, tuple[int, int]]:
-    """``segments --json`` as label → customers and revenue in cents; empty segments left out."""
+def _sizes(lines: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """``segments --json`` as dimension and segment → customers and revenue in cents; empty segments left out."""
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines.splitlines()]
-    return {row["segment"]: (row["customers"], round(float(row["revenue"]) * 100)) for row in rows if row["customers"]}
+    return {
+        (row["dimension"], row["segment"]): (row["customers"], round(float(row["revenue"]) * 100))
+        for row in rows
+        if row["customers"]
+    }
 
 
-def _counted(customers: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
-    size: Counter[str] = Counter()
-    revenue: Counter[str] = Counter()
+def _counted(customers: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
+    size: Counter[tuple[str, str]] = Counter()
+    revenue: Counter[tuple[str, str]] = Counter()
     for customer in customers:
-        label = customer["segments"]["lifecycle"]
-        if label is not None:
-            size[label] += 1
-            revenue[label] += round(float(customer["net"]) * 100)
-    return {label: (size[label], revenue[label]) for label in size}
+        for dimension, label in customer["segments"].items():
+            if label is not None:
+                size[dimension, label] += 1
+                revenue[dimension, label] += round(float(customer["net"]) * 100)
+    return {segment: (size[segment], revenue[segment]) for segment in size}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import models
 from streams.generator import Population, generate
 from streams.replay import replay
 from tests.support.topics import Move, moves
@@ -15,17 +16,25 @@ from tests.support.topics import Move, moves
 CDNOW_UNTIL = "1998-07-01T00:00:00Z"
 
 
+#: The policy behind the oracle.
+LIFECYCLE = Path(models.__file__).parent / "policies" / "lifecycle.toml"
+
+
 @dataclass(frozen=True)
 class Recording:
-    """A file of events in time order, the instant that time reaches after them, and the moves they cause."""
+    """A file of events in time order, the instant that time reaches after them, and the moves they cause.
+
+    ``policy`` is the file of the policy under which they do, None for the default one.
+    """
 
     file: Path
     until: str
     moves: Counter[Move]
+    policy: Path | None = None
 
 
 def cdnow(data: Path, name: str) -> Recording:
-    """CDNOW purchases with the moves that pandas computed from them: those of the customers in the file."""
+    """CDNOW purchases with the lifecycle's moves that pandas computed: those of the customers in the file."""
     file = data / f"{name}.ndjson.gz"
     with gzip.open(file, "rt") as lines:
         customers = {json.loads(line)["customer_id"] for line in lines}
@@ -33,11 +42,11 @@ def cdnow(data: Path, name: str) -> Recording:
     with gzip.open(data / "oracle" / "cdnow_transition_log.csv.gz", "rt", newline="") as log:
         rows = [tuple(row[column] for column in columns) for row in csv.DictReader(log)]
     wanted: Counter[Any] = Counter(row for row in rows if row[0] in customers)
-    return Recording(file, CDNOW_UNTIL, wanted)
+    return Recording(file, CDNOW_UNTIL, wanted, LIFECYCLE)
 
 
 def generated(folder: Path, population: Population, until: str) -> Recording:
-    """Generated signups, purchases and refunds, with the moves that a replay in process finds."""
+    """Generated events of every kind, with the moves in all dimensions that a replay in process finds."""
     events = list(generate(population))
     file = folder / "generated.ndjson.gz"
     with gzip.open(file, "wt") as lines:
