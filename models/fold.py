@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batch import EventBatch
-from models.events import Kind
+from models.batch import EventBatch, Refusal
+from models.events import ROLES, Kind
 from models.instants import DAY, Instants
 from models.money import LARGEST_TOTAL
 from models.policy import Tally
@@ -197,3 +197,13 @@ def _fold_number(
     later = (occurred > known_at) | ((occurred == known_at) & (numbers > known))
     number[rows], number_at[rows] = np.where(later, numbers, known), np.maximum(known_at, occurred)
     return bool((later & (numbers != known)).any())
+
+
+def overflow(batch: EventBatch, position: int) -> Refusal:
+    """Why the event at ``position`` cannot be counted."""
+    return Refusal(
+        ROLES[batch.rank[position]],
+        batch.record[position],
+        "total_too_large",
+        "the customer's total would be larger than this system can count; check the amounts of this customer_id",
+    )

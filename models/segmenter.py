@@ -17,8 +17,8 @@ from models.activation import Activation
 from models.batch import EventBatch, Refusal, rounds
 from models.dimensions import dimensions_of
 from models.engines import Scored
-from models.events import ROLES, Kind
-from models.fold import Codes, codes_of, fold
+from models.events import Kind
+from models.fold import Codes, codes_of, fold, overflow
 from models.instants import FOREVER, NEVER, Instants
 from models.policy import Policy
 from models.population import Cutoffs
@@ -122,7 +122,7 @@ class Segmenter:
             refused += self._round(table, batch, codes, events[part], rows[part], work)
         if len(times):
             self._pass_due(table, int(times[-1]), most, work)
-        overflowed = [_overflow(batch, position) for position in sorted(refused)]
+        overflowed = [overflow(batch, position) for position in sorted(refused)]
         return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
 
     def advance(
@@ -395,12 +395,3 @@ class Segmenter:
             history |= (changes.cause > LATE) & (self.activation.backfill | begun)
         events = () if batch is None else batch.event_id
         return self._writer.write(table, changes, events, work.times, history)
-
-
-def _overflow(batch: EventBatch, position: int) -> Refusal:
-    return Refusal(
-        ROLES[batch.rank[position]],
-        batch.record[position],
-        "total_too_large",
-        "the customer's total would be larger than this system can count; check the amounts of this customer_id",
-    )
