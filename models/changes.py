@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import xxhash
@@ -26,8 +25,8 @@ Cause = Literal[
     "population",
     "model",
 ]
-CE_SOURCE: Final = "segmenter"
-CE_TYPE: Final = "segment.changed.v1"
+_SOURCE: Final = b"segmenter"
+_TYPE: Final = b"segment.changed.v1"
 
 Segments = Annotated[dict[str, str | None], Field(description="dimension → label, null for none")]
 
@@ -113,36 +112,17 @@ def change_id_of(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def headers_of(change: SegmentChanged) -> list[tuple[str, bytes]]:
+def headers_of(change_id: str, customer: str, effective_at: str) -> list[tuple[str, bytes]]:
     """CloudEvents 1.0, Kafka protocol binding, binary content mode."""
     return [
         ("ce_specversion", b"1.0"),
-        ("ce_id", change["change_id"].encode()),
-        ("ce_type", CE_TYPE.encode()),
-        ("ce_source", CE_SOURCE.encode()),
-        ("ce_subject", change["customer_id"].encode()),
-        ("ce_time", change["effective_at"].encode()),
+        ("ce_id", change_id.encode()),
+        ("ce_type", _TYPE),
+        ("ce_source", _SOURCE),
+        ("ce_subject", customer.encode()),
+        ("ce_time", effective_at.encode()),
         ("content-type", b"application/json"),
     ]
-
-
-def snapshots_of(changes: Sequence[SegmentChanged]) -> dict[str, Snapshot | None]:
-    """The customers' labels after their last change among ``changes``; None for an erased customer."""
-    snapshots: dict[str, Snapshot | None] = {}
-    for change in changes:
-        erased = change["cause"] == "erasure" and not any(change["segments"].values())
-        snapshots[change["customer_id"]] = (
-            None
-            if erased
-            else {
-                "customer_id": change["customer_id"],
-                "sequence": change["sequence"],
-                "segments": change["segments"],
-                "as_of": change["decided_at"],
-                "policy_version": change["policy_version"],
-            }
-        )
-    return snapshots
 
 
 def dead_letter(refusal: Refusal, topic: str, partition: int) -> DeadLetter:

@@ -6,15 +6,16 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from models.changes import CE_SOURCE, CE_TYPE
+from models.changes import headers_of
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
 
+_Headers = list[tuple[str, bytes]]
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
@@ -35,29 +36,23 @@ class _Delivery:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.done: asyncio.Future[None] = loop.create_future()
-        self._missing = 0
-        self._sealed = False
+        #: How many there are, known once all have been handed over.
+        self._expected = -1
+        #: One for each acknowledgement: to append is atomic, and cheaper than to count under a lock.
+        self._acknowledged: list[None] = []
         self._error: KafkaError | None = None
-        self._lock = threading.Lock()
 
-    def add(self) -> None:
-        with self._lock:
-            self._missing += 1
-
-    def seal(self) -> None:
+    def seal(self, expected: int) -> None:
         """Every message has been handed over."""
-        with self._lock:
-            self._sealed = True
-            finished = self._missing == 0
-        if finished:
+        self._expected = expected
+        if len(self._acknowledged) == expected:
             self._wake()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        with self._lock:
-            self._missing -= 1
+        if error is not None:
             self._error = self._error or error
-            finished = self._sealed and self._missing == 0
-        if finished:
+        self._acknowledged.append(None)
+        if len(self._acknowledged) == self._expected:
             self._wake()
 
     def _wake(self) -> None:
@@ -74,19 +69,6 @@ class _Delivery:
             self.done.set_exception(
                 PublishRefused(f"Kafka refused a message for good: {self._error.str()}; it stays in the outbox")
             )
-
-
-def _headers(change_id: str, customer: str, effective_at: str) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0, Kafka protocol binding, binary content mode; see models/changes.py."""
-    return [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", change_id.encode()),
-        ("ce_type", CE_TYPE.encode()),
-        ("ce_source", CE_SOURCE.encode()),
-        ("ce_subject", customer.encode()),
-        ("ce_time", effective_at.encode()),
-        ("content-type", b"application/json"),
-    ]
 
 
 class KafkaPublisher:
@@ -129,16 +111,17 @@ class KafkaPublisher:
         await delivery.done
 
     def _send(self, entries: Sequence[OutboxEntry], delivery: _Delivery) -> None:
-        for entry in entries:
-            for message in self._messages(entry):
-                self._produce(message, delivery)
-        delivery.seal()
+        messages = [message for entry in entries for message in self._messages(entry)]
+        for topic, key, value, headers in messages:
+            self._produce(topic, key, value, headers, delivery)
+        delivery.seal(len(messages))
 
-    def _produce(self, message: dict[str, Any], delivery: _Delivery) -> None:
-        delivery.add()
+    def _produce(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: _Headers, delivery: _Delivery
+    ) -> None:
         while self._open:
             try:
-                self._producer.produce(on_delivery=delivery, **message)
+                self._producer.produce(topic, value=value, key=key, headers=headers, on_delivery=delivery)
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
@@ -147,19 +130,18 @@ class KafkaPublisher:
             else:
                 return
 
-    def _messages(self, entry: OutboxEntry) -> Iterator[dict[str, Any]]:
+    def _messages(self, entry: OutboxEntry) -> Iterator[tuple[str, bytes | None, bytes | None, _Headers]]:
         topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)
         changes = zip(wire.values, wire.ids, wire.customers, wire.effective_at, strict=True)
-        for place, (value, change_id, customer, effective_at) in enumerate(changes):
+        for place, (value, ident, customer, effective_at) in enumerate(changes):
             if place not in withheld:
-                headers = _headers(change_id, customer, effective_at)
-                yield {"topic": topics.changes, "key": customer.encode(), "value": value, "headers": headers}
+                yield topics.changes, customer.encode(), value, headers_of(ident, customer, effective_at)
         # A move that is withheld is a move all the same: snapshots show where each customer is now.
         for customer, labels in wire.snapshots():
-            yield {"topic": topics.snapshots, "key": customer.encode(), "value": labels, "headers": _JSON}
+            yield topics.snapshots, customer.encode(), labels, _JSON
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)
             if len(value) > _LARGEST_LETTER:
                 reason = f"{letter['reason']} (the value is too large to copy; read it at its topic and offset)"
                 value = orjson.dumps({**letter, "reason": reason, "key": None, "value": None, "headers": []})
-            yield {"topic": topics.dead_letters, "value": value, "headers": _JSON}
+            yield topics.dead_letters, None, value, _JSON

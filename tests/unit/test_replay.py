@@ -9,9 +9,9 @@ import pytest
 
 from models.changes import SegmentChanged
 from models.instants import parse
+from models.policy import Policy, default_policy
 from streams.generator import Population, generate
 from streams.recorded import recorded_event
-from models.policy import Policy, default_policy
 from streams.replay import Replay, Replayed
 from streams.replay import replay as replay_under
 from tests.unit.build import Event, at, erasure, make_policy, purchase, refund, signup, text, tick

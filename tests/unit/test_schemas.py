@@ -10,10 +10,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from models.batch import Reader, Refusal, read
-from models.changes import DeadLetter, SegmentChanged, dead_letter, snapshots_of
+from models.changes import DeadLetter, SegmentChanged, dead_letter
 from models.events import ROLE_OF_KIND, Role
 from models.instants import FOREVER
 from models.schemas import schemas
+from models.wire import Wire
 from streams.commit import OutboxEntry
 from streams.generator import Population, generate
 from tests.unit.build import (
@@ -197,10 +198,10 @@ def test_changes_are_valid() -> None:
 
 def test_snapshots_are_valid() -> None:
     """Every snapshot that is no tombstone passes the schema of its topic."""
-    snapshots = snapshots_of(changes())
+    snapshots = dict(Wire.of(changes()).snapshots())
     assert snapshots["b"] is None
     for snapshot in snapshots.values():
-        assert snapshot is None or errors("customer-segments", snapshot) == []
+        assert snapshot is None or errors("customer-segments", orjson.loads(snapshot)) == []
 
 
 def letters() -> list[DeadLetter]:

@@ -1,0 +1,357 @@
+"""Every customer is in one segment of each dimension at any moment, whatever happens: events of all kinds, time,
+policies, cut-offs, crashes.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.activation import Activation
+from models.instants import NEVER
+from models.policy import Policy, parse_policy
+from models.population import Cutoffs
+from models.segmenter import Segmenter
+from models.table import NO_LABEL
+from streams.store.memory import MemoryStore
+from tests.properties.fleet import Change, Fate, Fleet, Member, distinct
+from tests.unit.build import Event, Feeder, at, erasure, profile, purchase, refund, signup, survey, tick
+
+CUSTOMERS = ("a", "b", "c", "d", "ü")
+HEAD = """
+[events]
+allowed_skew = "36500d"
+[attributes]
+keep = ["country", "hobby"]
+numbers = ["birth_year"]
+[population]
+every = "10d"
+settle = "1d"
+"""
+#: Each engine at least once; DWELL is replaced.
+DIMENSIONS = {
+    "lifecycle": """
+engine = "lifecycle"
+potential_after = "10d"
+regular_orders = 2
+lapse_after = "30d"
+""",
+    "value": """
+engine = "pareto"
+classes = { A = 60, B = 30, C = 10 }
+margin = 2
+DWELL
+""",
+    "rfm": """
+engine = "rfm"
+DWELL
+""",
+    "spend": """
+engine = "bands"
+of = "average_order"
+bands = { small = 0, large = 2.5 }
+viable = { customers = 2 }
+""",
+    "recency": """
+engine = "bands"
+of = "recency_days"
+bands = { hot = 0, warm = 5, cold = 25 }
+""",
+    "pace": """
+engine = "bands"
+of = "orders_per_month"
+bands = { rare = 0, monthly = 1, weekly = 4 }
+""",
+    "age": """
+engine = "bands"
+of = "age"
+bands = { young = 0, adult = 30 }
+""",
+    "mood": """
+engine = "bands"
+of = "satisfaction"
+bands = { unhappy = 0, happy = 3 }
+""",
+    "region": """
+engine = "attribute"
+of = "country"
+groups = { dach = ["DE", "AT"], france = ["FR"] }
+other = "elsewhere"
+""",
+    "taste": """
+engine = "dominant"
+of = "category"
+half_life = "30d"
+margin = 10
+groups = { food = ["food"], toys = ["toys", "games"] }
+""",
+    "place": """
+engine = "dominant"
+of = "channel"
+by = "revenue"
+groups = { online = ["web"], store = ["shop"] }
+other = "other"
+""",
+    "care": """
+engine = "rules"
+[[dimensions.care.rules]]
+segment = "save"
+when = [{ dimension = "lifecycle", is = ["regular"] }, { measure = "recency_days", from = 10 }]
+[[dimensions.care.rules]]
+segment = "win"
+when = [{ dimension = "lifecycle", is = ["lapsed"] }, { dimension = "value", not = ["C"] }]
+[[dimensions.care.rules]]
+segment = "play"
+when = [{ attribute = "hobby", is = ["chess"] }, { dimension = "taste", is = ["toys"] }]
+""",
+    "last": """
+engine = "rules"
+otherwise = "none_of_them"
+[[dimensions.last.rules]]
+segment = "cared_for"
+when = [{ dimension = "care", is = ["save", "win"] }]
+""",
+}
+#: Other definitions under the same names.
+OTHERS = {
+    "spend": DIMENSIONS["spend"].replace("small = 0, large = 2.5", "small = 0, middle = 1.5, large = 4"),
+    "region": DIMENSIONS["region"].replace("france", "west"),
+    "lifecycle": DIMENSIONS["lifecycle"].replace("regular_orders = 2", "regular_orders = 3"),
+}
+NEEDED = {"care": {"lifecycle", "value", "taste"}, "last": {"care", "lifecycle", "value", "taste"}}
+
+
+def policy_of(version: int, left_out: set[str], other: set[str], dwell: bool) -> Policy:
+    """A policy of DIMENSIONS, without some of them, and with others' definitions of some."""
+    lines = [f"version = {version}", HEAD]
+    for name, definition in DIMENSIONS.items():
+        if name not in left_out and not NEEDED.get(name, set()) & left_out:
+            text = OTHERS[name] if name in other else definition
+            lines += [f"[dimensions.{name}]", text.replace("DWELL", 'dwell = "15d"' if dwell else "")]
+    return parse_policy("\n".join(lines))
+
+
+@st.composite
+def policies(draw: st.DrawFn, version: int) -> Policy:
+    """Policies that differ in their dimensions and in how those are defined."""
+    left_out = draw(st.sets(st.sampled_from(list(DIMENSIONS)), max_size=4)) if draw(st.booleans()) else set()
+    return policy_of(version, left_out, draw(st.sets(st.sampled_from(list(OTHERS)))), draw(st.booleans()))
+
+
+def _extras(draw: st.DrawFn) -> dict[str, Any]:
+    extras = {
+        "country": draw(st.sampled_from([None, "DE", "fr", "US"])),
+        "channel": draw(st.sampled_from([None, "web", "shop", "fair"])),
+        "category": draw(st.sampled_from([None, "food", "toys", "games", "cars"])),
+    }
+    return {name: value for name, value in extras.items() if value is not None}
+
+
+def _about(draw: st.DrawFn) -> dict[str, Any]:
+    optional = {"hobby": st.sampled_from(["chess", "golf"]), "birth_year": st.sampled_from([1990, 1994, 1995, 2010])}
+    found: dict[str, Any] = draw(st.fixed_dictionaries({}, optional=optional))
+    return found
+
+
+KINDS = ("purchase",) * 8 + ("refund", "signup", "signup", "profile", "survey", "erasure")
+
+
+def an_event(draw: st.DrawFn, number: int, instant: int, kinds: Sequence[str] = KINDS) -> Event:
+    """Any event of any customer at an instant."""
+    customer, kind = draw(st.sampled_from(CUSTOMERS)), draw(st.sampled_from(kinds))
+    amount = f"{draw(st.integers(0, 600)) / 100:.2f}"
+    match kind:
+        case "purchase":
+            return purchase(customer, f"e{number}", instant, amount, **_extras(draw))
+        case "refund":
+            return refund(customer, f"e{number}", instant, amount)
+        case "survey":
+            return survey(customer, f"e{number}", instant, draw(st.sampled_from([0, 1, 2.5, 3, 5])))
+        case "erasure":
+            return erasure(customer, f"e{number}", instant)
+        case _:
+            build = signup if kind == "signup" else profile
+            return build(customer, f"e{number}", instant, attributes=_about(draw))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Events up to a tick at ``until``; then a policy may be applied."""
+
+    events: list[Event]
+    until: int
+    policy: Policy | None
+
+
+@st.composite
+def turns(draw: st.DrawFn, most: int = 4) -> list[Turn]:
+    """A history of several turns; some events are out of order, some come twice."""
+    found, number, day = [], 0, 0
+    for version in range(2, 2 + draw(st.integers(1, most))):
+        steps = sorted(draw(st.lists(st.integers(0, 60), min_size=0, max_size=10)))
+        events = []
+        for step in steps:
+            late = draw(st.sampled_from([0, 0, 0, 0, 25]))
+            events.append(an_event(draw, number, at(day + step - late, draw(st.sampled_from([0, 0, 1, -1])))))
+            number += 1
+        if events and draw(st.booleans()):
+            events.append(draw(st.sampled_from(events)))
+        day += max([*steps, 1]) + draw(st.sampled_from([0, 1, 35]))
+        policy = draw(st.none() | policies(version))
+        found.append(Turn(events, at(day), policy))
+    return found
+
+
+def run(fleet: Fleet, history: Sequence[Turn]) -> list[list[Change]]:
+    """Everything each shard publishes."""
+    for turn in history:
+        fleet.put([*turn.events, tick(turn.until)])
+        if turn.policy is not None:
+            fleet.apply(turn.policy, turn.until)
+            fleet.settle()
+    return [distinct(member.published) for member in fleet.shards]
+
+
+def assert_counted(fleet: Fleet, member: Member) -> None:
+    """The stored sizes are those of the stored rows, and the table has at most one label for each dimension."""
+    stored = {name: count for name, count in fleet.store.segments(member.number).items() if count.customers}
+    assert stored == fleet.recounted(member)
+    table = member.up.table
+    assert table.label.shape[1] == len(table.dimensions)
+    for d, labels in enumerate(table.labels):
+        codes = table.label[table.rows, d]
+        assert ((codes >= NO_LABEL) & (codes < len(labels))).all()
+
+
+def assert_settled(fleet: Fleet, member: Member) -> None:
+    """Nothing is due: the policy in force is the active one, and all labels are what it says from scratch."""
+    processor = member.up
+    table, time = processor.table, processor.time
+    activations = processor.activations
+    assert processor.policy.text == activations.policy(activations.active.policy_version).text
+    assert not len(table.due(time))
+    assert {name.partition(":")[0] for name in fleet.store.segments(member.number)} == set(processor.policy.dimensions)
+    activation = activations[processor.activation]
+    segmenter = Segmenter(processor.policy, activation)
+    rows = table.rows
+    now = np.full(len(rows), time, dtype=np.int64)
+    for d, dimension in enumerate(segmenter.dimensions):
+        wanted = dimension.label(table, rows, now)
+        held = np.zeros(len(rows), dtype=np.bool_)
+        dwell = getattr(processor.policy.dimensions[dimension.name], "dwell", None)
+        if dwell is not None:
+            held = table.changed_at[rows, d] + dwell >= time
+        assert ((wanted == table.label[rows, d]) | held).all(), dimension.name
+    for customer in fleet.customers(member):
+        row = table.index[customer["customer_id"]]
+        for d, name in enumerate(table.dimensions):
+            code = int(table.label[row, d])
+            label = None if code == NO_LABEL else processor.policy.dimensions[name].labels[code]
+            assert customer["segments"].get(name) == label
+
+
+def assert_chained(changes: Sequence[Change], removed: set[str]) -> None:
+    """Each change starts where the one before in its dimension ended, and numbers follow each other.
+
+    A dimension that a policy took away may start again from nothing.
+    """
+    segment: dict[tuple[str, str], str | None] = {}
+    sequence: Counter[str] = Counter()
+    for change in changes:
+        key = change["customer_id"], change["dimension"]
+        if change["sequence"] == 1:
+            assert all(label is None for (customer, _), label in segment.items() if customer == key[0])
+        else:
+            assert change["sequence"] == sequence[key[0]] + 1
+        before = segment.get(key)
+        assert change["from"] == before or (change["from"] is None and change["dimension"] in removed)
+        assert change["from"] != change["to"]
+        segment[key] = change["to"]
+        sequence[key[0]] = change["sequence"]
+
+
+def removed_by(history: Sequence[Turn], first: Policy) -> set[str]:
+    """Dimensions that not every policy has."""
+    every = [first, *(turn.policy for turn in history if turn.policy is not None)]
+    return {name for name in DIMENSIONS if not all(name in policy.dimensions for policy in every)}
+
+
+def undecided(changes: Sequence[Change]) -> list[Change]:
+    return [{name: value for name, value in change.items() if name != "decided_at"} for change in changes]
+
+
+fates = st.sampled_from(["written", "written", "written", "crash before", "crash after"])
+
+
+@settings(max_examples=60)
+@given(turns(), policies(1), st.integers(1, 3), st.sampled_from([1, 3, 1000]), st.lists(fates, max_size=40))
+def test_one_segment_in_each_dimension_at_any_moment(
+    history: list[Turn], policy: Policy, shards: int, most: int, drawn: list[Fate]
+) -> None:
+    """After every commit sizes equal a recount; labels are what the policy says; a crash changes nothing of it."""
+    calm = Fleet(policy, shards, check=assert_counted)
+    wanted = run(calm, history)
+    fate: Iterator[Fate] = iter(drawn)
+    rough = Fleet(policy, shards, most, lambda: next(fate, "written"), assert_counted)
+    found = run(rough, history)
+    removed = removed_by(history, policy)
+    for changes, one, other in zip(wanted, calm.shards, rough.shards, strict=True):
+        assert_chained(changes, removed)
+        assert_settled(calm, one)
+        assert_settled(rough, other)
+    for changes, same in zip(wanted, found, strict=True):
+        by_id = {change["change_id"]: change for change in undecided(same)}
+        assert by_id == {change["change_id"]: change for change in undecided(changes)}
+        assert len(by_id) == len(same) == len(changes)
+        assert per_customer(same) == per_customer(changes)
+
+
+def per_customer(changes: Sequence[Change]) -> dict[str, list[str]]:
+    """Each customer's changes in order, by id."""
+    found: dict[str, list[str]] = {}
+    for change in changes:
+        found.setdefault(change["customer_id"], []).append(change["change_id"])
+    return found
+
+
+SCORES = {
+    "value": {"monetary": (150, 600)},
+    "rfm": {
+        "recency": tuple(range(0, 40 * 86_400_000_000, 10 * 86_400_000_000)),
+        "orders": (1, 2, 3, 4),
+        "monetary": (100, 200, 300, 400),
+    },
+}
+
+
+@st.composite
+def permuted(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
+    """Events with ids of their own, within the remembered ones of each customer, in two orders."""
+    kinds = [kind for kind in KINDS if kind != "erasure"]
+    events = [
+        an_event(draw, number, at(draw(st.integers(0, 100))), kinds) for number in range(draw(st.integers(1, 14)))
+    ]
+    return events, draw(st.permutations(events))
+
+
+@settings(max_examples=60)
+@given(permuted(), st.integers(1, 5))
+def test_the_order_of_events_does_not_matter(orders: tuple[list[Event], list[Event]], size: int) -> None:
+    """Under fixed cut-offs, any permutation of the events ends in the same labels of every dimension."""
+    policy = policy_of(1, set(), set(), dwell=False)
+    ends = []
+    for events in orders:
+        store = MemoryStore()
+        store.activate(Activation(1, "policy", 1, NEVER, NEVER, True, Cutoffs(at(0), SCORES)), policy.text)
+        feeder = Feeder(policy, store=store)
+        for start in range(0, len(events), size):
+            feeder.feed(*events[start : start + size])
+        feeder.feed(tick(at(101)))
+        ends.append(feeder.customers())
+    assert ends[0] == ends[1]
+    for customer in ends[0].values():
+        assert customer["segments"].keys() == policy.dimensions.keys()
