@@ -30,6 +30,8 @@ class SegmentCounts:
 
     def __init__(self, table: CustomerTable) -> None:
         self._names = [[f"{name}:{label}" for label in table.labels[d]] for d, name in enumerate(table.dimensions)]
+        #: How many of each dimension's segments are the policy's; a retired one counts while anybody is in it.
+        self._kept = [len(dimension.labels) for dimension in table.policy.dimensions.values()]
         #: For each dimension, a row for each of customers, revenue and orders, a column for each segment.
         self._sizes = [np.zeros((3, len(names)), dtype=np.int64) for names in self._names]
         self._label = np.empty((0, len(self._names)), dtype=np.int16)
@@ -59,6 +61,7 @@ class SegmentCounts:
         """Every segment's size by ``dimension:label``."""
         return {
             name: Count(*size)
-            for names, sizes in zip(self._names, self._sizes, strict=True)
-            for name, size in zip(names, sizes.T.tolist(), strict=True)
+            for names, sizes, kept in zip(self._names, self._sizes, self._kept, strict=True)
+            for code, (name, size) in enumerate(zip(names, sizes.T.tolist(), strict=True))
+            if code < kept or size[0]
         }

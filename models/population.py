@@ -226,16 +226,16 @@ class Cutoffs:
 def cutoffs_of(policy: Policy, summary: Summary, as_of: int, previous: Cutoffs) -> Cutoffs:
     """The policy's cut-offs for a population summarised ``as_of`` an instant.
 
-    Those of before stay where they are while they are within the dimension's margin.
-    Without a single buyer there are none.
+    Those of before stay where they are while they are within the dimension's margin, and without a single buyer.
     """
-    scores: dict[str, Mapping[str, tuple[int, ...]]] = {}
+    known = previous.scores
+    scores = {name: cuts for name, cuts in known.items() if name in policy.dimensions}
     if summary.distributions["orders"].size:
         for name, dimension in policy.dimensions.items():
             if isinstance(dimension, RfmPolicy):
-                scores[name] = _quintiles(dimension, summary, previous.scores.get(name, {}))
+                scores[name] = _quintiles(dimension, summary, known.get(name, {}))
             elif isinstance(dimension, ParetoPolicy):
-                scores[name] = _classes(dimension, summary, previous.scores.get(name, {}))
+                scores[name] = _classes(dimension, summary, known.get(name, {}))
     return Cutoffs(as_of, scores, frozenset(_small(policy, summary)))
 
 

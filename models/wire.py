@@ -64,8 +64,11 @@ class Changes(NamedTuple):
         every = cls(*columns)
         by_event = every.event != NO_EVENT
         deadline = np.where(by_event, FOREVER, every.effective_at)
-        _, customer = np.unique(np.array([table.customer[row] for row in every.row.tolist()]), return_inverse=True)
-        order = np.lexsort((every.dimension, customer, deadline, by_event, every.decided))
+        # An event has one customer, so names decide only between those whom time moves at one instant.
+        customer = np.zeros(len(every.row), dtype=np.int64)
+        names = [table.customer[row] for row in every.row[~by_event].tolist()]
+        customer[~by_event] = np.unique(np.array(names), return_inverse=True)[1]
+        order = np.lexsort((every.sequence, customer, deadline, by_event, every.decided))
         columns = [column[order] for column in every]
         return cls(*columns)
 
@@ -233,6 +236,11 @@ class WireWriter:
 
     def _segments(self, table: CustomerTable, codes: NDArray[np.int16]) -> list[str]:
         """Each row of label codes as a JSON object. Customers in the same segments share one text."""
+        # The text of no segment comes last, where the code -1 finds it.
+        parts = [
+            [f'"{name}":{_json(label)}' for label in (*labels, None)]
+            for name, labels in zip(self._names, table.labels, strict=True)
+        ]
         width, data = codes.itemsize * codes.shape[1], np.ascontiguousarray(codes).tobytes()
         known: dict[bytes, str] = {}
         found = []
@@ -240,9 +248,8 @@ class WireWriter:
             key = data[i * width : (i + 1) * width]
             text = known.get(key)
             if text is None:
-                every = zip(self._names, table.labels, codes[i].tolist(), strict=True)
-                named: dict[str, Any] = {name: texts[code] if code >= 0 else None for name, texts, code in every}
-                text = known[key] = _json(named)
+                each = zip(parts, codes[i].tolist(), strict=True)
+                text = known[key] = f"{{{','.join([part[code] for part, code in each])}}}"
             found.append(text)
         return found
 

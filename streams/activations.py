@@ -108,7 +108,9 @@ class Activations:
         policy = self.policy(active.policy_version)
         if not policy.needs_population:
             return False
-        for instant in self._store.summarised(0):
+        # A shard's first summary may be later than others', which wait for cut-offs as of theirs.
+        every = {instant for shard in range(partitions) for instant in self._store.summarised(shard)}
+        for instant in sorted(every):
             if instant <= active.cutoffs.as_of:
                 continue
             parts = [self._store.summary(shard, instant) for shard in range(partitions)]

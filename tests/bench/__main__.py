@@ -14,7 +14,7 @@ from tests.bench.events import RECORD_BATCH, Events, make_events
 from tests.bench.machine import describe_machine, load_average
 from tests.bench.report import Measured, Repeat, render
 from tests.bench.stages import StageTimes, measure_stages, workloads
-from tests.bench.throughput import BenchError, Contender, NaiveAgent, Run, SegmenterWorker, measure
+from tests.bench.throughput import BenchError, Contender, DefaultPolicyWorker, NaiveAgent, Run, SegmenterWorker, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ def _throughput(events: Events, repeats: int, record_batch: int, quick: bool) ->
     for repeat in range(1, repeats + 1):
         _say(f"repeat {repeat} of {repeats}")
         before, naive = run(SegmenterWorker), run(NaiveAgent)
-        found.append(Repeat((before,) if quick else (before, run(SegmenterWorker)), naive))
+        default = run(DefaultPolicyWorker)
+        found.append(Repeat((before,) if quick else (before, run(SegmenterWorker)), naive, default))
     return found
 
 
@@ -55,7 +56,7 @@ def _stages(events: Events, size: Size, repeats: int) -> list[StageTimes]:
     found = []
     for workload in workloads(events, size.stage_events):
         for batch_size in size.batch_sizes:
-            _say(f"stages: {workload.name}, batches of {batch_size:,}")
+            _say(f"stages: {workload.name}, {workload.compared.name}, batches of {batch_size:,}")
             found.append(measure_stages(workload, batch_size, repeats))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ class Produced(NamedTuple):
     partition: int
 
 
+class BenchRecord(NamedTuple):
+    """A record as the consumer gives it."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """What both contenders read. ``moves`` are the (customer, from, to, event) that must come out."""
@@ -48,6 +59,12 @@ class Events:
     def total(self) -> int:
         """How many there are, with those that warm up."""
         return len(self.warm_up) + len(self.measured)
+
+    def records(self) -> list[BenchRecord]:
+        """All of them as records of one partition that were produced just now."""
+        now = int(time.time() * 1000)
+        every = [*self.warm_up, *self.measured]
+        return [BenchRecord(i, now + i // 100, each.key, each.value) for i, each in enumerate(every)]
 
     @property
     def largest_partition(self) -> int:

@@ -17,21 +17,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
 from models.events import ROLES, VALUES, Role
 from models.instants import FOREVER, parse
-from models.policy import default_policy
 from models.segmenter import Outcome, Segmenter
+from streams.activations import Activations
 from streams.commit import OutboxEntry, Range
 from streams.embedded.stack import EmbeddedStack
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.store.redis import RedisStore
-from tests.bench.events import Events
+from tests.bench.events import BenchRecord, Events
+from tests.bench.policies import Compared, compared
 
 #: Entries published together, as the outbox does when it is behind.
 _AT_ONCE: Final = 8
@@ -47,23 +48,14 @@ COMMIT, PUBLISH, REMOVE = (
 STAGES: Final = (READ, VALIDATE, APPLY, REST, COMMIT, PUBLISH, REMOVE)
 
 
-class BenchRecord(NamedTuple):
-    """A record as the consumer gives it."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Records of one partition and the clock they are folded under."""
+    """Records of one partition, and the clock and the policy they are folded under."""
 
     name: str
     clock: Clock
     records: Sequence[BenchRecord]
+    compared: Compared
 
 
 @dataclass
@@ -71,7 +63,7 @@ class StageTimes:
     """Each repeat's seconds by stage, for one workload and batch size."""
 
     workload: str
-    clock: str
+    policy: str
     batch_size: int
     events: int
     changes: int = 0
@@ -88,23 +80,16 @@ class StageTimes:
 
 
 def workloads(events: Events, most: int | None = None) -> list[Workload]:
-    """The throughput comparison's events under the ingestion clock, and CDNOW's history where the data is there."""
-    now = int(time.time() * 1000)
-    every = [*events.warm_up, *events.measured]
-    found = [
-        Workload(
-            "the comparison's events",
-            Clock.INGESTION,
-            [BenchRecord(i, now + i // 100, each.key, each.value) for i, each in enumerate(every[:most])],
-        )
-    ]
+    """The throughput comparison's events under the ingestion clock, and CDNOW's history where the data is there.
+
+    Each under the lifecycle alone and under the default policy.
+    """
+    sources = [("the comparison's events", Clock.INGESTION, events.records()[:most])]
     if _CDNOW.is_file():
         with gzip.open(_CDNOW) as file:
             values = [line.strip() for line in islice(file, most)]
-        found.append(
-            Workload("CDNOW's purchases", Clock.EVENT, [_recorded(i, value) for i, value in enumerate(values)])
-        )
-    return found
+        sources.append(("CDNOW's purchases", Clock.EVENT, [_recorded(i, value) for i, value in enumerate(values)]))
+    return [Workload(name, clock, records, policy) for name, clock, records in sources for policy in compared(records)]
 
 
 def _recorded(offset: int, value: bytes) -> BenchRecord:
@@ -122,12 +107,20 @@ class _TimedSegmenter(Segmenter):
         try:
             return super().apply(*args, **kwargs)
         finally:
-            self.seconds += time.thread_time() - began
+            _TimedSegmenter.seconds += time.thread_time() - began
+
+
+class _TimedActivations(Activations):
+    """Gives segmenters that note how long they take."""
+
+    def segmenter(self, number: int, since: int) -> Segmenter:
+        activation = self[number]
+        return _TimedSegmenter(self.policy(activation.policy_version), activation, since)
 
 
 def measure_stages(workload: Workload, batch_size: int, repeats: int) -> StageTimes:
     """Run a workload ``repeats`` times through all stages."""
-    times = StageTimes(workload.name, workload.clock.value, batch_size, len(workload.records))
+    times = StageTimes(workload.name, workload.compared.name, batch_size, len(workload.records))
     settings = Settings()
     topics = OutputTopics(settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic)
     with EmbeddedStack(settings) as stack:
@@ -144,9 +137,12 @@ def measure_stages(workload: Workload, batch_size: int, repeats: int) -> StageTi
 async def _repeat(workload: Workload, times: StageTimes, store: RedisStore, publisher: KafkaPublisher) -> None:
     role: Role = "purchases"
     settings = Settings()
-    segmenter = _TimedSegmenter(default_policy())
-    processor = BatchProcessor(Shard(0, 1, settings.topics), segmenter, store, workload.clock)
+    workload.compared.activate(store)
+    activations = _TimedActivations(store, workload.compared.policy)
+    processor = BatchProcessor(Shard(0, 1, settings.topics), activations, store, workload.clock)
     processor.load(dict.fromkeys(ROLES, 0), {})
+    while (step := processor.follow()) is not None:
+        processor.commit(step)
     validate = VALUES[role].validate_json
     spent = dict.fromkeys(STAGES, 0.0)
     waiting: list[OutboxEntry] = []
@@ -171,10 +167,10 @@ async def _repeat(workload: Workload, times: StageTimes, store: RedisStore, publ
         for record in part:
             validate(record.value or b"")
         validated = time.thread_time()
-        applied = segmenter.seconds
+        applied = _TimedSegmenter.seconds
         step = processor.fold(batch, refusals, {role: Range(part[0].offset, part[-1].offset + 1)})
         folded = time.thread_time()
-        applied = segmenter.seconds - applied
+        applied = _TimedSegmenter.seconds - applied
         spent[READ] += read - at
         spent[VALIDATE] += validated - read
         spent[APPLY] += applied

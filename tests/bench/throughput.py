@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -34,7 +35,9 @@ from streams.embedded.server import LOOPBACK, OwnedProcess, free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.settings import Settings
 from streams.store.keys import shard_keys
+from streams.store.redis import RedisStore
 from tests.bench.events import PARTITION_LIMIT, RECORD_BATCH, RECORD_OVERHEAD, Events, produce
+from tests.bench.policies import compared
 
 _READY_WITHIN: Final = 60.0
 _DONE_WITHIN: Final = 600.0
@@ -68,19 +71,33 @@ class Contender(ABC):
         """Records a commit, as far as it batches."""
         return 1.0
 
+    def prepare(self, events: Events) -> None:  # noqa: B027
+        """What must be there before it starts."""
+
+    def changes(self) -> int | None:
+        """How many changes it has made, if it makes others than those that are known beforehand."""
+        return None
+
 
 class SegmenterWorker(Contender):
-    """``segmenter worker`` with every setting at its default but for the addresses: ingestion clock, default policy."""
+    """``segmenter worker`` with every setting at its default but for the addresses and the policy: the lifecycle."""
 
     name = "segmenter worker"
+    policy: ClassVar[str] = "lifecycle"
 
     def __init__(self, stack: EmbeddedStack, client: redis.Redis) -> None:
         super().__init__(stack, client)
         (self._port,) = free_ports(1)
+        self._policy = str(resources.files("models").joinpath(f"policies/{self.policy}.toml"))
         self._keys = [shard_keys(Settings().namespace, shard) for shard in range(PARTITIONS)]
 
     def command(self) -> list[str]:
-        given = {"--broker": self.stack.broker.address, "--redis": self.stack.redis.url, "--http-port": str(self._port)}
+        given = {
+            "--broker": self.stack.broker.address,
+            "--redis": self.stack.redis.url,
+            "--http-port": str(self._port),
+            "--policy": self._policy,
+        }
         return [sys.executable, "-m", "streams.cli", "worker", *(part for pair in given.items() for part in pair)]
 
     def processed(self) -> int:
@@ -93,12 +110,29 @@ class SegmenterWorker(Contender):
         return sum(int(offset or 0) for offset in answers[::2]) - any(answers[1::2])
 
     def mean_batch(self) -> float:
+        return self._counted("segmenter_batch_records_sum") / self._counted("segmenter_batch_records_count")
+
+    def _counted(self, name: str) -> float:
+        """The sum of a metric over its labels."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        found = {
-            name: float(value) for name, value in re.findall(r"^segmenter_batch_records_(sum|count) (\S+)$", text, re.M)
-        }
-        return found["sum"] / found["count"]
+        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.M))
+
+
+class DefaultPolicyWorker(SegmenterWorker):
+    """The same with all dimensions of the default policy, and its cut-offs in force from the start."""
+
+    name = "segmenter worker, default policy"
+    policy = "default"
+
+    def prepare(self, events: Events) -> None:
+        store = RedisStore(self.stack.redis.url, Settings().namespace)
+        _, default = compared(events.records())
+        default.activate(store)
+        store.close()
+
+    def changes(self) -> int | None:
+        return int(self._counted("segmenter_changes_total"))
 
 
 class NaiveAgent(Contender):
@@ -142,6 +176,7 @@ def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BA
         client = running.enter_context(redis.Redis.from_url(stack.redis.url))
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="segmenter-bench-")))
         contender = kind(stack, client)
+        contender.prepare(events)
         produce(stack.broker.address, "purchases", events.warm_up)
         log = folder / "process.log"
         process = running.enter_context(OwnedProcess(contender.command(), log))
@@ -164,6 +199,11 @@ def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BA
         wait_for(lambda: contender.processed() == events.total, _DONE_WITHIN, "the last event")
         seconds = time.perf_counter() - began
         used = _cpu_seconds(process.pid)
+        cpu_seconds = None if cpu is None or used is None else used - cpu
+        made = contender.changes()
+        if made is not None:
+            # More than the embedded broker keeps, so they cannot be read back.
+            return Run(kind.name, len(events.measured), seconds, cpu_seconds, made, 0, 0, contender.mean_batch())
         expected = len(events.moves)
         wait_for(lambda: sum(_ends(stack, "segment-changes")) >= expected, 30, "the last change")
         published = _published(stack)
@@ -172,7 +212,7 @@ def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BA
             kind.name,
             len(events.measured),
             seconds,
-            None if cpu is None or used is None else used - cpu,
+            cpu_seconds,
             len(set(published.moves)),
             len(published.moves) - len(set(published.moves)),
             published.largest_partition,

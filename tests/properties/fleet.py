@@ -94,8 +94,12 @@ class Fleet:
 
     def settle(self) -> None:
         """Every shard takes steps until none has any to take."""
-        while any([self._try(member) for member in self.shards]):
-            pass
+        busy = True
+        while busy:
+            moved = [self._try(member) for member in self.shards]
+            busy = any(moved)
+        for member in self.shards:
+            assert self.store.header(member.number).offsets["purchases"] == len(member.log), "a shard waits in vain"
 
     def _try(self, member: Member) -> bool:
         """One step of a shard, and a restart if it crashes. Returns whether there was anything to do."""
@@ -125,7 +129,10 @@ class Fleet:
         if step is not None:
             self._commit(member, step)
             return True
-        return processor.activations.merge(len(self.shards)) or processor.activations.refresh()
+        known = processor.activations.latest
+        processor.activations.merge(len(self.shards))
+        processor.activations.refresh()
+        return processor.activations.latest > known
 
     def _read(self, member: Member, start: int, count: int) -> EventBatch:
         records: dict[Role, list[Rec]] = {role: [] for role in ROLES}

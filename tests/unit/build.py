@@ -171,7 +171,7 @@ class Feeder:
 
     def feed(self, *events: Event, record_times: Sequence[int] | None = None) -> list[SegmentChanged]:
         """The changes that one batch of the events causes."""
-        return self.step(events, record_times).outcome.published
+        return list(self.step(events, record_times).outcome.published)
 
     def feed_one_by_one(self, events: Iterable[Event]) -> list[SegmentChanged]:
         """The changes that the events cause, each in a batch of its own."""
@@ -183,7 +183,7 @@ class Feeder:
         if step is None:
             return []
         self.processor.commit(step)
-        return step.outcome.published
+        return list(step.outcome.published)
 
     def customers(self) -> dict[str, dict[str, Any]]:
         """All stored customers, as people read them."""

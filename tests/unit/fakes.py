@@ -403,6 +403,8 @@ class FakeWorker:
             # The runner's own table may just be loaded again.
             if self.clock is Clock.INGESTION and self._anybody_due(number):
                 return False
+            if self.clock is Clock.INGESTION and runner.processor.stop_at <= round(self.kafka.now * SECOND):
+                return False
         return True
 
     def _anybody_due(self, number: int) -> bool:

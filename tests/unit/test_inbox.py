@@ -8,7 +8,7 @@ from models.batch import Reader, Refusal, read
 from models.events import ROLES, Role
 from models.instants import FOREVER
 from streams.commit import Range
-from streams.inbox import Batch, Inbox
+from streams.inbox import Batch, Beyond, Inbox
 from streams.processor import Clock
 from tests.unit.build import Event, Rec, at, erasure, make_policy, purchase, record, signup
 
@@ -46,8 +46,8 @@ def offsets(refusals: Iterable[Refusal]) -> list[tuple[Role, int]]:
     return [(refusal.role, refusal.record.offset) for refusal in refusals]
 
 
-def taken(batch: Batch | None) -> list[str]:
-    assert batch is not None
+def taken(batch: Batch | Beyond | None) -> list[str]:
+    assert isinstance(batch, Batch)
     return batch.events.event_id
 
 
@@ -71,7 +71,7 @@ def test_topics_are_merged_by_time(inbox: Inbox) -> None:
     put(inbox, "erasures", 3, 3)
     batch = inbox.take(100, NONE)
     assert taken(batch) == ["s0", "p1", "s2", "e3", "p4", "p5", "s6"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"signups": (70, 73), "purchases": (10, 13), "erasures": (3, 4)}
     assert batch.refusals == []
     assert inbox.take(100, NONE) is None
@@ -99,7 +99,7 @@ def test_nothing_overtakes_a_topic_that_is_not_drained(inbox: Inbox) -> None:
     put(inbox, "signups", 0, 0, 3, 5)
     batch = inbox.take(100, frozenset({"signups"}))
     assert taken(batch) == ["s0", "p1", "p2", "s3", "s5"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"signups": (0, 3), "purchases": (0, 2)}
     assert inbox.take(100, frozenset({"signups"})) is None
     put(inbox, "signups", 3, 8, 8.5)
@@ -137,7 +137,7 @@ def test_nothing_produced_after_the_horizon_is_handed_out(inbox: Inbox) -> None:
     assert inbox.take(100, NONE, at(10) - 1) is None
     batch = inbox.take(100, NONE, at(11))
     assert taken(batch) == ["p1", "p2"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"purchases": (0, 2)}
     put(inbox, "signups", 0, 0, 4, 5, recorded=[10, 13, 13])
     assert taken(inbox.take(100, NONE, at(11))) == ["s0"]
@@ -151,7 +151,7 @@ def test_late_records_stay_behind_the_record_before_them(inbox: Inbox) -> None:
     put(inbox, "signups", 0, 3, 6, 4)
     everything = ["s3", "p5", "p1", "p2", "s6", "s4", "p9"]
     got: list[str] = []
-    while (batch := inbox.take(1, NONE)) is not None:
+    while isinstance(batch := inbox.take(1, NONE), Batch):
         got += batch.events.event_id
     assert got == everything
 
@@ -161,7 +161,7 @@ def test_ranges_are_split_where_batches_are_cut(inbox: Inbox) -> None:
     put(inbox, "purchases", 10, 1, 3, 5, end=20)
     put(inbox, "signups", 0, 2, 4)
     seen = []
-    while (batch := inbox.take(2, NONE)) is not None:
+    while isinstance(batch := inbox.take(2, NONE), Batch):
         seen.append((batch.events.event_id, dict(batch.ranges)))
     assert seen == [
         (["p1", "s2"], {"purchases": (10, 11), "signups": (0, 1)}),
@@ -178,8 +178,8 @@ def test_gaps_belong_to_the_range_before_them(inbox: Inbox) -> None:
     inbox.put("purchases", Range(10, 25), batch, [])
     put(inbox, "signups", 0, 2, 4)
     first, second = inbox.take(2, NONE), inbox.take(10, NONE)
-    assert first is not None
-    assert second is not None
+    assert isinstance(first, Batch)
+    assert isinstance(second, Batch)
     assert first.ranges["purchases"] == (10, 17)
     assert second.ranges["purchases"] == (17, 25)
 
@@ -190,12 +190,12 @@ def test_refusals_travel_with_their_range(inbox: Inbox) -> None:
     put(inbox, "signups", 0, 3, BAD, 7)
     first = inbox.take(2, NONE)
     assert taken(first) == ["p1", "s3"]
-    assert first is not None
+    assert isinstance(first, Batch)
     assert first.ranges == {"purchases": (0, 4), "signups": (0, 2)}
     assert offsets(first.refusals) == [("signups", 1), ("purchases", 0), ("purchases", 2), ("purchases", 3)]
     second = inbox.take(10, NONE)
     assert taken(second) == ["p5", "s7"]
-    assert second is not None
+    assert isinstance(second, Batch)
     assert second.ranges == {"purchases": (4, 6), "signups": (2, 3)}
     assert offsets(second.refusals) == [("purchases", 5)]
 
@@ -205,14 +205,14 @@ def test_a_fetch_of_refusals_only_moves_the_offset(inbox: Inbox) -> None:
     put(inbox, "purchases", 0, BAD, BAD)
     put(inbox, "signups", 0, 3)
     batch = inbox.take(10, frozenset({"purchases"}))
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert len(batch.events) == 0
     assert (batch.ranges, offsets(batch.refusals)) == ({"purchases": (0, 2)}, [("purchases", 0), ("purchases", 1)])
     assert inbox.take(10, frozenset({"purchases"})) is None
     put(inbox, "purchases", 2, end=9)
     batch = inbox.take(10, NONE)
     assert taken(batch) == ["s3"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"signups": (0, 1), "purchases": (2, 9)}
 
 
@@ -221,7 +221,7 @@ def test_refusals_before_the_first_record_that_must_wait(inbox: Inbox) -> None:
     put(inbox, "signups", 0, BAD, BAD, 3)
     put(inbox, "purchases", 0, BAD)
     batch = inbox.take(10, frozenset({"purchases"}))
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert len(batch.events) == 0
     assert batch.ranges == {"signups": (0, 2), "purchases": (0, 1)}
     assert offsets(batch.refusals) == [("signups", 0), ("signups", 1), ("purchases", 0)]
@@ -235,7 +235,7 @@ def test_a_single_topic_is_handed_out_in_whole_fetches(inbox: Inbox) -> None:
     assert inbox.size("purchases") == 6
     batch = inbox.take(5, NONE)
     assert taken(batch) == ["p1", "p2", "p3", "p4", "p5"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert (batch.ranges, offsets(batch.refusals)) == ({"purchases": (0, 6)}, [("purchases", 4)])
     assert inbox.size("purchases") == 1
     put(inbox, "purchases", 7, 7, 8, 9)
@@ -251,7 +251,7 @@ def test_fetches_of_one_topic_are_joined_when_merged(inbox: Inbox) -> None:
     put(inbox, "signups", 0, 2)
     batch = inbox.take(10, NONE)
     assert taken(batch) == ["p1", "s2", "p3"]
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"signups": (0, 1), "purchases": (0, 3)}
     assert offsets(batch.refusals) == [("purchases", 1)]
 
@@ -265,5 +265,81 @@ def test_clear_forgets_everything(inbox: Inbox) -> None:
     assert inbox.roles == set()
     put(inbox, "purchases", 40, 2)
     batch = inbox.take(10, NONE)
-    assert batch is not None
+    assert isinstance(batch, Batch)
     assert batch.ranges == {"purchases": (40, 41)}
+
+
+# Where time must stop
+
+
+def test_nothing_at_or_beyond_the_stop_is_handed_out(inbox: Inbox) -> None:
+    """Records before it come, of one topic and of several; then it is said at which instant the next one waits."""
+    put(inbox, "purchases", 0, 1, 2, 3, 4)
+    batch = inbox.take(100, NONE, until=at(3))
+    assert taken(batch) == ["p1", "p2"]
+    assert isinstance(batch, Batch)
+    assert batch.ranges == {"purchases": (0, 2)}
+    assert inbox.take(100, NONE, until=at(3)) == Beyond(at(3))
+    assert inbox.take(100, NONE, until=at(2)) == Beyond(at(3))
+    put(inbox, "signups", 0, 2.5, 3.5)
+    assert taken(inbox.take(100, NONE, until=at(3))) == ["s2.5"]
+    assert inbox.take(100, NONE, until=at(3)) == Beyond(at(3))
+    assert taken(inbox.take(100, NONE, until=at(4))) == ["p3", "s3.5"]
+    assert taken(inbox.take(100, NONE)) == ["p4"]
+    assert inbox.take(100, NONE, until=at(3)) is None
+
+
+def test_a_late_record_does_not_wait_for_the_stop(inbox: Inbox) -> None:
+    """It moves no time; but one that follows the first record beyond waits behind it."""
+    put(inbox, "purchases", 0, 2, 1, 5, 1.5)
+    assert taken(inbox.take(100, NONE, until=at(3))) == ["p2", "p1"]
+    assert inbox.take(100, NONE, until=at(3)) == Beyond(at(5))
+    assert taken(inbox.take(100, NONE, until=at(6))) == ["p5", "p1.5"]
+
+
+def test_the_clock_says_what_lies_beyond() -> None:
+    """Under the ingestion clock it is the records' own timestamps."""
+    inbox = Inbox(Clock.INGESTION)
+    put(inbox, "purchases", 0, 50, 1, recorded=[1, 9])
+    assert taken(inbox.take(100, NONE, until=at(3))) == ["p50"]
+    assert inbox.take(100, NONE, until=at(3)) == Beyond(at(9))
+
+
+def test_what_must_wait_anyhow_is_not_beyond(inbox: Inbox) -> None:
+    """While an undrained topic may still deliver something earlier, time need not be stopped."""
+    put(inbox, "purchases", 0, 5)
+    assert inbox.take(100, frozenset({"signups"}), until=at(3)) is None
+    put(inbox, "signups", 0, 2)
+    assert taken(inbox.take(100, frozenset({"signups"}), until=at(3))) == ["s2"]
+    assert inbox.take(100, frozenset({"signups"}), until=at(3)) is None
+    put(inbox, "signups", 1, 6)
+    assert inbox.take(100, frozenset({"signups"}), until=at(3)) == Beyond(at(5))
+
+
+def test_nothing_unsure_is_beyond(inbox: Inbox) -> None:
+    """What was produced after the horizon may still be preceded by something earlier."""
+    put(inbox, "purchases", 0, 5, recorded=[10])
+    assert inbox.take(100, NONE, at(9), until=at(3)) is None
+    assert inbox.take(100, NONE, at(10), until=at(3)) == Beyond(at(5))
+
+
+def test_refusals_do_not_wait_for_the_stop(inbox: Inbox) -> None:
+    """They have no time; those before the first record beyond are handed out with what there is."""
+    put(inbox, "purchases", 0, 1, BAD, 5, BAD)
+    batch = inbox.take(100, NONE, until=at(3))
+    assert taken(batch) == ["p1"]
+    assert isinstance(batch, Batch)
+    assert (batch.ranges, offsets(batch.refusals)) == ({"purchases": (0, 2)}, [("purchases", 1)])
+    put(inbox, "signups", 0, BAD, BAD)
+    again = inbox.take(100, NONE, until=at(3))
+    assert again == Beyond(at(5)) or (isinstance(again, Batch) and again.ranges == {"signups": (0, 2)})
+    assert taken(inbox.take(100, NONE, until=at(6))) == ["p5"]
+
+
+def test_a_batch_is_no_larger_for_the_stop(inbox: Inbox) -> None:
+    """At most so many records, whether the stop lies within them or after them."""
+    put(inbox, "purchases", 0, *range(1, 9))
+    put(inbox, "signups", 0, 0.5)
+    assert taken(inbox.take(3, NONE, until=at(7))) == ["s0.5", "p1", "p2"]
+    assert taken(inbox.take(3, NONE, until=at(4))) == ["p3"]
+    assert inbox.take(3, NONE, until=at(4)) == Beyond(at(4))
