@@ -219,6 +219,8 @@ def _sentence(error: Any) -> str:
         return f"{key}: is not a setting of this policy; check the spelling"
     if error["type"] == "missing":
         return f"{key}: is required"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.engine: is required"
     message: str = error["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be").replace("String should match", "must match")
     if not error["loc"]:

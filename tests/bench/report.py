@@ -110,8 +110,8 @@ def _opening(measured: Measured) -> str:
     more = [repeat.default_ratio for repeat in measured.repeats if repeat.default_ratio is not None]
     if more:
         facts.append(
-            f"- With all dimensions of the default policy an event costs {_spread(more, 2)} times the processor time of "
-            "the lifecycle alone (target: less than 2, "
+            f"- With all dimensions of the default policy an event costs {_spread(more, 2)} times the processor time "
+            "of the lifecycle alone (target: less than 2, "
             f"{'met' if median(more) < DEFAULT_TARGET else 'not met'})."
         )
     parts = ["# Performance", said, "\n".join(facts)]
@@ -152,8 +152,8 @@ def _throughput(measured: Measured) -> str:
         f"The first two published the same {len(events.moves):,} changes, {len(events.moves) / events.total:.2f} an "
         f"event, compared one by one by customer, from, to and event; {repeated or 'none'} came twice. The largest "
         f"partition held {events.largest_partition / 2**20:.2f} MiB of events and {largest / 2**20:.2f} MiB of "
-        f"changes. Ratio of the rates in each repeat: {ratios}. With the default policy there were {more.changes:,} changes, "
-        f"{more.changes / events.total:.2f} an event."
+        f"changes. Ratio of the rates in each repeat: {ratios}. With the default policy there were {more.changes:,} "
+        f"changes, {more.changes / events.total:.2f} an event."
     )
     return f"## One worker beside a naive Faust agent\n\n{_table(head, rows)}\n\n{said}"
 

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.activation import Activation
-from models.instants import NEVER
+from models.instants import NEVER, parse
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs
 from models.segmenter import Segmenter
 from models.table import NO_LABEL
 from streams.store.memory import MemoryStore
 from tests.properties.fleet import Change, Fate, Fleet, Member, distinct
+from tests.properties.plain import RULES, Move, moves_of
 from tests.unit.build import Event, Feeder, at, erasure, profile, purchase, refund, signup, survey, tick
 
 CUSTOMERS = ("a", "b", "c", "d", "ü")
@@ -303,7 +304,7 @@ def undecided(changes: Sequence[Change]) -> list[Change]:
 fates = st.sampled_from(["written", "written", "written", "crash before", "crash after"])
 
 
-@settings(max_examples=6)
+@settings(max_examples=40)
 @given(turns(), recipes(1), st.integers(1, 3), st.sampled_from([1, 3, 1000]), st.lists(fates, max_size=40))
 def test_one_segment_in_each_dimension_at_any_moment(
     history: list[Turn], first: Recipe, shards: int, most: int, drawn: list[Fate]
@@ -327,7 +328,7 @@ def test_one_segment_in_each_dimension_at_any_moment(
             for each in by_id.keys() | other_by_id.keys()
             if by_id.get(each) != other_by_id.get(each)
         ]
-        assert differing == []
+        assert differing == [], differing[:3]
         assert len(by_id) == len(same) == len(changes)
         assert per_customer(same) == per_customer(changes)
 
@@ -360,7 +361,7 @@ def permuted(draw: st.DrawFn) -> tuple[list[Event], list[Event]]:
     return events, draw(st.permutations(events))
 
 
-@settings(max_examples=6)
+@settings(max_examples=60)
 @given(permuted(), st.integers(1, 5))
 def test_the_order_of_events_does_not_matter(orders: tuple[list[Event], list[Event]], size: int) -> None:
     """Under fixed cut-offs, any permutation of the events ends in the same labels of every dimension."""
@@ -377,3 +378,38 @@ def test_the_order_of_events_does_not_matter(orders: tuple[list[Event], list[Eve
     assert ends[0] == ends[1]
     for customer in ends[0].values():
         assert customer["segments"].keys() == policy.dimensions.keys()
+
+
+@st.composite
+def in_time_order(draw: st.DrawFn) -> list[Event]:
+    """Events in time order, an erasure among them perhaps."""
+    days = sorted(draw(st.lists(st.integers(0, 120), min_size=1, max_size=14)))
+    return [an_event(draw, number, at(day)) for number, day in enumerate(days)]
+
+
+def no_population() -> Policy:
+    """The dimensions that depend on nobody else; a rule on the ABC class then holds for nobody."""
+    lines = ["version = 1", HEAD]
+    for name in RULES:
+        text = DIMENSIONS[name].replace("viable = { customers = 2 }", "")
+        lines += [f"[dimensions.{name}]", text]
+    whole, win = "\n".join(lines), '[[dimensions.care.rules]]\nsegment = "win"'
+    before, _, after = whole.partition(win)
+    return parsed((before + after[after.index("[[dimensions") :]).replace('"save", "win"', '"save"'))
+
+
+@settings(max_examples=60)
+@given(in_time_order(), st.integers(1, 6), st.integers(0, 400), st.booleans())
+def test_moves_equal_the_plain_reference(events: list[Event], size: int, later: int, reload: bool) -> None:
+    """Every move of every customer, its cause and instant, and the order of dimensions are the reference's."""
+    until = at(120 + later)
+    feeder = Feeder(no_population())
+    found: dict[str, list[Move]] = {}
+    batches = [events[start : start + size] for start in range(0, len(events), size)]
+    for batch in [*batches, [tick(until)]]:
+        for c in feeder.feed(*batch):
+            move = Move(c["dimension"], c["from"], c["to"], c["cause"], parse(c["effective_at"]))
+            found.setdefault(c["customer_id"], []).append(move)
+        if reload:
+            feeder.load()
+    assert found == moves_of(events, until)

@@ -405,6 +405,8 @@ class FakeWorker:
                 return False
             if self.clock is Clock.INGESTION and runner.processor.stop_at <= round(self.kafka.now * SECOND):
                 return False
+            if header.commits and header.activation != runner.processor.activation:
+                return False
         return True
 
     def _anybody_due(self, number: int) -> bool:
