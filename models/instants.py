@@ -70,12 +70,13 @@ def format_column(instants: Instants) -> list[str]:
     if not len(instants):
         return []
     moments = instants.astype("datetime64[us]")
-    texts: list[str] = np.datetime_as_string(moments, unit="s", timezone="UTC").tolist()
-    fractions = np.flatnonzero(instants % SECOND)
-    if len(fractions):
-        fine = np.datetime_as_string(moments[fractions], unit="us", timezone="UTC").tolist()
-        for i, text in zip(fractions.tolist(), fine, strict=True):
-            texts[i] = text
+    fine = (instants % SECOND).astype(np.bool_)
+    if not fine.any():
+        whole: list[str] = np.datetime_as_string(moments, unit="s", timezone="UTC").tolist()
+        return whole
+    texts: list[str] = np.datetime_as_string(moments, unit="us", timezone="UTC").tolist()
+    for i in np.flatnonzero(~fine).tolist():
+        texts[i] = f"{texts[i][:-8]}Z"
     return texts
 
 

@@ -27,6 +27,8 @@ from models.wire import CAUSES, LATE, NO_EVENT, TIME, Changes, Wire, WireWriter
 
 #: By Kind; a tick causes nothing.
 _CAUSE_OF_KIND: Final = np.array([TIME, *range(1, 7)], dtype=np.int8)
+#: What moves dimensions against the population, which are those with a dwell.
+_TRADE: Final = (int(Kind.PURCHASE), int(Kind.REFUND))
 
 
 @dataclass(slots=True)
@@ -46,16 +48,6 @@ class Outcome:
     erased: list[str]
     withheld: list[int] = field(default_factory=list)
     overflowed: list[Refusal] = field(default_factory=list)
-
-    def moves(self, table: CustomerTable) -> dict[tuple[str, str, str, str], int]:
-        """How many changes there are of each dimension, label before, label after ("" for none) and cause."""
-        changes = self.changes
-        keys = np.stack([changes.dimension, changes.before, changes.after, changes.cause], axis=1)
-        every, counts = np.unique(keys, axis=0, return_counts=True)
-        return {
-            (table.dimensions[d], *("" if code < 0 else table.labels[d][code] for code in (old, new)), CAUSES[cause]): n
-            for (d, old, new, cause), n in zip(every.tolist(), counts.tolist(), strict=True)
-        }
 
 
 def nothing(time: int) -> Outcome:
@@ -206,7 +198,9 @@ class Segmenter:
         new = np.flatnonzero(unknown)
         for d, dimension in enumerate(self.dimensions):
             if not changed.isdisjoint(dimension.reads):
-                moved = self._label(table, batch, d, positions, rows, work)
+                # A label that its dwell holds moves with the customer's own purchases, not with others' in the round.
+                own = slice(None) if self._dwell[d] is None else np.isin(batch.kind[positions], _TRADE)
+                moved = self._label(table, batch, d, positions[own], rows[own], work)
             elif len(new):
                 # A label may also say that nothing is known.
                 moved = self._label(table, batch, d, positions[new], rows[new], work)

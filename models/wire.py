@@ -72,6 +72,19 @@ class Changes(NamedTuple):
         columns = [column[order] for column in every]
         return cls(*columns)
 
+    def moves(self, table: CustomerTable) -> dict[tuple[str, str, str, str], int]:
+        """How many changes there are of each dimension, label before, label after ("" for none) and cause."""
+        keys = np.zeros(len(self.row), dtype=np.int64)
+        for column in (self.dimension, self.before, self.after, self.cause):
+            keys = (keys << 16) + column
+        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+        found = {}
+        for i, count in zip(first.tolist(), counts.tolist(), strict=True):
+            d = int(self.dimension[i])
+            before, after = ("" if code[i] < 0 else table.labels[d][code[i]] for code in (self.before, self.after))
+            found[table.dimensions[d], before, after, CAUSES[self.cause[i]]] = count
+        return found
+
 
 class _Snapshot(NamedTuple):
     """A customer's labels, as a JSON object, after the change numbered ``sequence``."""
@@ -214,7 +227,7 @@ class WireWriter:
         last = np.where(orders > 0, changes.last_purchase_at[starts], 0)
         columns = zip(
             changes.row[starts].tolist(), changes.cause[starts].tolist(), changes.event[starts].tolist(),
-            effective_at.tolist(), format_column(effective_at), format_column(times[changes.decided[starts]]),
+            effective_at.tolist(), format_column(effective_at), _repeated(times[changes.decided[starts]]),
             history[starts].tolist(), orders.tolist(), changes.net[starts].tolist(),
             np.maximum((effective_at - last) // DAY, 0).tolist(), self._segments(table, changes.segments[starts]),
             strict=True,
@@ -277,6 +290,13 @@ class WireWriter:
             "viable": f"{name}:{after}" not in self._cutoffs.small,
         }
         return f"{name}|{before or ''}|{after or ''}|", f"{_json(said)[1:-1]},"
+
+
+def _repeated(instants: Instants) -> list[str]:
+    """``format_column`` of instants of which many are the same."""
+    different, place = np.unique(instants, return_inverse=True)
+    texts = format_column(different)
+    return [texts[i] for i in place.tolist()]
 
 
 def _starts(changes: Changes, history: NDArray[np.bool_]) -> NDArray[np.int64]:

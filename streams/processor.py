@@ -85,6 +85,7 @@ class BatchProcessor:
         self._next_commit = 1
         self._summarised: int | None = None
         self._awaited: int | None = None
+        self._resized = False
 
     def load(
         self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int], told_until: int = NEVER
@@ -117,6 +118,8 @@ class BatchProcessor:
         settled = self.time if header.settled is None else header.settled
         self._segmenter.resume(table, settled, self.time)
         self.counts = SegmentCounts(table)
+        stored_sizes = self._store.segments(self.shard.number)
+        self._resized = bool(header.commits) and stored_sizes.keys() != self.counts.sizes().keys()
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
         self._next_commit = header.commits + 1
         self._summarised = header.summarised
@@ -239,7 +242,10 @@ class BatchProcessor:
         number = self.activations.newer_policy(self.activation)
         if number is None:
             number = self.activations.cutoffs_at(self.activation, self.time)
-        return None if number is None else self._adopt(number, self.time)
+        if number is not None:
+            return self._adopt(number, self.time)
+        # Another policy has other segments, and their sizes are to be seen even if nobody moves.
+        return self._step(nothing(self.time), (), {}) if self._resized else None
 
     def _adopt(self, number: int, since: int) -> Step:
         segmenter = self.activations.segmenter(number, since)
@@ -254,6 +260,7 @@ class BatchProcessor:
     def commit(self, step: Step) -> None:
         """Store a step. Raises StaleOwner, LostBatch or StoreUnavailable; then the table must be loaded again."""
         self._store.commit(step.commit)
+        self._resized = False
         self.time = step.commit.time
         for key in step.commit.values:
             name = key.rpartition(":")[0]

@@ -324,7 +324,7 @@ class ShardRunner:
         await asyncio.to_thread(self.processor.commit, step)
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()
-        for move, count in step.outcome.moves(self.processor.table).items():
+        for move, count in step.outcome.changes.moves(self.processor.table).items():
             metrics.CHANGES.labels(*move).inc(count)
             self._moves[move[0]] += count
         self._report_sizes()
