@@ -117,6 +117,7 @@ class SegmenterApp(faust.App):
             self.fail(error)
         self.watchdog.start()
         self.add_future(self._keep_watch())
+        self.add_future(self._keep_following())
         log.info("worker of group %s, metrics at http://%s/metrics", self.settings.group, self.http.address)
 
     async def _keep_watch(self) -> None:
@@ -125,8 +126,16 @@ class SegmenterApp(faust.App):
             metrics.LAST_PROGRESS.set(time.time() - self.watchdog.idle_seconds())
             try:
                 await self.consumer.check()
-                await self.shards.follow()
                 self.shards.watch(joined=self._assigned_once and not self.rebalancing)
+            except Exception as error:
+                self.fail(error)
+            await self.sleep(_WATCH_EVERY)
+
+    async def _keep_following(self) -> None:
+        # On its own: Redis may take its time to say that it is not there.
+        while not self.should_stop:
+            try:
+                await self.shards.follow()
             except Exception as error:
                 self.fail(error)
             await self.sleep(_WATCH_EVERY)
