@@ -81,7 +81,7 @@ def bench(quick: bool, repeats: int, record_batch: int, output: Path | None, at_
     size, repeats = (QUICK, 1) if quick else (FULL, repeats)
     command = " ".join(["python -m tests.bench", *sys.argv[1:]])
     load, events = load_average(), make_events(size.events, size.warm_up)
-    known = make_events(size.events, size.events // 2)
+    known = make_events(size.events, size.events // 2, live=True)
     try:
         runs = _throughput(events, known, repeats, record_batch, quick)
     except BenchError as error:

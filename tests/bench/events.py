@@ -54,6 +54,7 @@ class Events:
     measured: list[Produced]
     customers: int
     moves: set[tuple[str, str | None, str | None, str]]
+    live: bool
 
     @property
     def total(self) -> int:
@@ -62,9 +63,11 @@ class Events:
 
     def records(self) -> list[BenchRecord]:
         """All of them as records of one partition that were produced just now."""
-        now = int(time.time() * 1000)
-        every = [*self.warm_up, *self.measured]
-        return [BenchRecord(i, now + i // 100, each.key, each.value) for i, each in enumerate(every)]
+        return _as_records([*self.warm_up, *self.measured])
+
+    def history(self) -> list[BenchRecord]:
+        """Those that cut-offs are taken from: all, or those before what is live."""
+        return _as_records(self.warm_up) if self.live else self.records()
 
     @property
     def largest_partition(self) -> int:
@@ -75,8 +78,16 @@ class Events:
         return max(sizes.values())
 
 
-def make_events(count: int, warm_up: int) -> Events:
-    """``count`` events in time order, the first ``warm_up`` of which are not measured; the same but for the date."""
+def _as_records(every: Sequence[Produced]) -> list[BenchRecord]:
+    now = int(time.time() * 1000)
+    return [BenchRecord(i, now + i // 100, each.key, each.value) for i, each in enumerate(every)]
+
+
+def make_events(count: int, warm_up: int, *, live: bool = False) -> Events:
+    """``count`` events in time order, the first ``warm_up`` of which are not measured; the same but for the date.
+
+    If they are ``live``, what is measured happens now, and not in the weeks before.
+    """
     start = (datetime.now(UTC) - timedelta(days=_DAYS + 1)).replace(hour=0, minute=0, second=0, microsecond=0)
     population = Population(
         customers=max(50, int(count / _EVENTS_PER_CUSTOMER)), days=_DAYS, acquisition_days=30, start=start,
@@ -85,13 +96,16 @@ def make_events(count: int, warm_up: int) -> Events:
     events = list(generate(population))[:count]
     if len(events) < count:
         raise ValueError(f"the population gives only {len(events)} events")
+    if live:
+        for number, event in enumerate(events[warm_up:]):
+            event["occurred_at"] = (datetime.now(UTC) + timedelta(microseconds=number)).isoformat()
     keys = [event["customer_id"].encode() for event in events]
     chosen = partitions_of(keys, PARTITIONS).tolist()
     records = [
         Produced(key, orjson.dumps(event), partition)
         for key, event, partition in zip(keys, events, chosen, strict=True)
     ]
-    made = Events(records[:warm_up], records[warm_up:], len(set(keys)), _moves(events))
+    made = Events(records[:warm_up], records[warm_up:], len(set(keys)), _moves(events), live)
     if made.largest_partition > PARTITION_LIMIT:
         raise ValueError(f"{count} events are too many: {made.largest_partition} bytes in one partition")
     return made

@@ -191,9 +191,8 @@ _METHOD: Final = """## How it is measured
 **The worker** is `segmenter worker` as a process of its own, every setting at its default but for the addresses and the
 policy: ingestion clock, one commit to Redis for each batch, and the lifecycle alone (`models/policies/lifecycle.toml`),
 which is all that the naive agent does; then the default policy with all its dimensions, with cut-offs in force from the
-start, taken from the same customers. "Known customers" is the second half of the events, measured after the first half
-has been handled. **The naive agent** (`tests/bench/naive_agent.py`)
-is what a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and
+start, taken from the same customers. "Known customers" is the second half of the events, happening now, measured after
+the first half has been handled, with the cut-offs of that. **The naive agent** (`tests/bench/naive_agent.py`) is what a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and
 SET of the customer's state as JSON for each event, the same totals and lifecycle label, and `topic.send` when the label
 changes. It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
 

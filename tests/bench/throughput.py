@@ -127,7 +127,7 @@ class DefaultPolicyWorker(SegmenterWorker):
 
     def prepare(self, events: Events) -> None:
         store = RedisStore(self.stack.redis.url, Settings().namespace)
-        _, default = compared(events.records())
+        _, default = compared(events.history())
         default.activate(store)
         store.close()
 
