@@ -36,6 +36,8 @@ from models.money import Converter
 _NO_ATTRIBUTES: Final = frozenset(
     ("kind", "event_id", "customer_id", "order_id", "occurred_at", "amount", "currency", "attributes")
 )
+#: What dimensions are made of (models/fold.py), which no dimension may be called.
+_TAKEN: Final = frozenset(("purchases", "refunds", "signups", "surveys"))
 CurrencyCode = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 
 
@@ -163,7 +165,8 @@ class Policy(Section):
     @model_validator(mode="after")
     def _known_names(self) -> Policy:
         earlier: dict[str, tuple[str, ...]] = {}
-        problems = []
+        taken = sorted(_TAKEN & self.dimensions.keys())
+        problems = [f"dimensions.{name}: this name is taken; choose another" for name in taken]
         for name, dimension in self.dimensions.items():
             problems += [f"dimensions.{name}: {problem}" for problem in self._problems(dimension, earlier)]
             earlier[name] = dimension.labels

@@ -87,12 +87,12 @@ class Distribution:
     def leaders(self, share: Fraction) -> int:
         """The value from which on the customers with most make up at least this share of all that is positive.
 
-        One more than the greatest value if nothing is positive.
+        If nothing is positive, a value above all and above zero.
         """
         positive = np.maximum(self.sums, 0)[::-1]
         total = int(positive.sum())
         if not total:
-            return int(self.values[-1]) + 1
+            return max(int(self.values[-1]), 0) + 1
         before = np.cumsum(positive) - positive
         needed = -(-total * share.numerator // share.denominator)
         return int(self.values[::-1][np.searchsorted(before, needed) - 1])
@@ -285,7 +285,12 @@ def _small(policy: Policy, summary: Summary) -> list[str]:
         viable = dimension.viable
         if viable is None:
             continue
-        sizes = {label: summary.segments.get(f"{name}:{label}", (0, 0)) for label in dimension.labels}
+        # A segment that was not summarised, as it is new, is unknown and not small.
+        sizes = {
+            label: summary.segments[f"{name}:{label}"]
+            for label in dimension.labels
+            if f"{name}:{label}" in summary.segments
+        }
         total = sum(max(revenue, 0) for _, revenue in sizes.values())
         for label, (customers, revenue) in sizes.items():
             too_few = customers < viable.customers

@@ -36,7 +36,8 @@ class Outcome:
     """What one batch or instant did to a table.
 
     ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms; those at the
-    positions ``withheld`` go into segments too small to be published. ``touched`` are all rows that may differ,
+    positions ``withheld`` go into segments too small to be published; the customers ``forgotten`` were erased without a
+    change, because they were in no segment any more. ``touched`` are all rows that may differ,
     ``dirty`` those of them to store, ``erased`` the customers to remove, ``time`` is the shard's time after it.
     """
 
@@ -47,6 +48,7 @@ class Outcome:
     dirty: Rows
     erased: list[str]
     withheld: list[int] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
     overflowed: list[Refusal] = field(default_factory=list)
 
 
@@ -63,6 +65,8 @@ class _Work(NamedTuple):
     found: list[Changes]
     touched: list[Rows]
     told_until: int
+    #: Customers who had changes before and were erased without one.
+    silent: set[str]
 
     def show_labels(self, table: CustomerTable, first: int) -> None:
         """Complete what was found from ``first`` on: each change shows all labels after its event or instant."""
@@ -105,7 +109,7 @@ class Segmenter:
         every deadline before ``told_until``. Of the rows that no record touches, the deadlines of at most ``most``
         are applied.
         """
-        work = _Work(times, [], [], told_until)
+        work = _Work(times, [], [], told_until, set())
         refused: list[int] = []
         events = np.flatnonzero(batch.kind != Kind.TICK)
         rows = table.place([batch.customer[i] for i in events.tolist()])
@@ -124,7 +128,7 @@ class Segmenter:
 
         Those rows are the ones with the earliest deadlines.
         """
-        work = _Work(np.array([instant], dtype=np.int64), [], [], told_until)
+        work = _Work(np.array([instant], dtype=np.int64), [], [], told_until, set())
         self._pass_due(table, instant, most, work)
         nothing = np.empty(0, dtype=np.int64)
         return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
@@ -293,6 +297,8 @@ class Segmenter:
         found = len(work.found)
         before = table.label[rows].copy()
         changed_at, sequence = table.changed_at[rows].copy(), table.sequence[rows].copy()
+        quiet = (sequence > 0) & (before == NO_LABEL).all(axis=1)
+        work.silent.update(table.customer[row] for row in rows[quiet].tolist())
         table.clear(rows)
         table.sequence[rows] = sequence
         for d in range(len(self.dimensions)):
@@ -361,7 +367,8 @@ class Segmenter:
         table.activation[dirty] = self.number
         erased = [table.customer[row] for row in gone.tolist()]
         table.free(gone)
-        return Outcome(time, changes, published, touched, dirty, erased, withheld, overflowed)
+        forgotten = [customer for customer in erased if customer in work.silent]
+        return Outcome(time, changes, published, touched, dirty, erased, withheld, forgotten, overflowed)
 
     def _withheld(self, table: CustomerTable, changes: Changes) -> list[int]:
         """Positions of moves into segments that are too small to be published."""
@@ -383,9 +390,7 @@ class Segmenter:
     ) -> Wire:
         """The changes as they are published, in the same order."""
         history = backfill[changes.decided] | ((changes.event == NO_EVENT) & (changes.effective_at < work.told_until))
-        if self.activation is not None:
-            # The first cut-offs of all label everybody, which is no move that anybody made.
-            begun = (changes.before == NO_LABEL) & (self.activation.cause == "population")
-            history |= (changes.cause > LATE) & (self.activation.backfill | begun)
+        if self.activation is not None and self.activation.backfill:
+            history |= changes.cause > LATE
         events = () if batch is None else batch.event_id
         return self._writer.write(table, changes, events, work.times, history)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -53,16 +54,20 @@ class Activations:
             self._store.activate(first, self._first.text)
             latest = self._store.latest_activation()
         new, self.latest = latest > self.latest, latest
+        if new:
+            # Should the store be emptied, it gets back the policy that was in force.
+            self._first = self.policy(self.active.policy_version)
         return new
 
     def policy(self, version: int) -> Policy:
         """The policy of a version. Raises StateError if the store does not have it or this version cannot read it."""
-        if version not in self._policies:
+        policy = self._policies.get(version)
+        if policy is None:
             text = self._store.policy_text(version)
             if text is None:
                 raise StateError(f"the store has no policy of version {version}; restore the store from a backup")
-            self._policies[version] = _parsed(text)
-        return self._policies[version]
+            policy = self._policies[version] = _parsed(text)
+        return policy
 
     def segmenter(self, number: int, since: int) -> Segmenter:
         """What labels customers under an activation that a shard took at its time ``since``."""
@@ -71,9 +76,10 @@ class Activations:
 
     def __getitem__(self, number: int) -> Activation:
         """The activation of a number. Raises StateError if there is none."""
-        if number not in self._known:
-            self._known[number] = self._store.activation(number)
-        return self._known[number]
+        activation = self._known.get(number)
+        if activation is None:
+            activation = self._known[number] = self._store.activation(number)
+        return activation
 
     @property
     def active(self) -> Activation:
@@ -109,15 +115,27 @@ class Activations:
         if not policy.needs_population:
             return False
         # A shard's first summary may be later than others', which wait for cut-offs as of theirs.
-        every = {instant for shard in range(partitions) for instant in self._store.summarised(shard)}
-        for instant in sorted(every):
-            if instant <= active.cutoffs.as_of:
-                continue
-            parts = [self._store.summary(shard, instant) for shard in range(partitions)]
-            known = [part for part in parts if part is not None]
-            if len(known) == partitions:
-                return self._activate(active, policy, instant, Summary.merged(known))
+        known = [set(self._store.summarised(shard)) for shard in range(partitions)]
+        for instant in sorted(set[int]().union(*known)):
+            parts = self._summaries(instant, known) if instant > active.cutoffs.as_of else None
+            if parts is not None:
+                return self._activate(active, policy, instant, Summary.merged(parts))
         return False
+
+    def _summaries(self, instant: int, known: Sequence[set[int]]) -> list[Summary] | None:
+        """All shards' summaries as of an instant, or None if one is missing.
+
+        To read them is dear, so it is done only when all are there, or may be: a shard that began later has none.
+        """
+        if any(not each or (instant not in each and instant > min(each)) for each in known):
+            return None
+        parts = []
+        for shard in sorted(range(len(known)), key=lambda shard: instant in known[shard]):
+            part = self._store.summary(shard, instant)
+            if part is None:
+                return None
+            parts.append(part)
+        return parts
 
     def _activate(self, active: Activation, policy: Policy, instant: int, population: Summary) -> bool:
         cutoffs = cutoffs_of(policy, population, instant, active.cutoffs)
@@ -127,10 +145,11 @@ class Activations:
             active.policy_version,
             instant,
             instant + policy.population.settle,
-            False,
+            # A dimension's first cut-offs label everybody, which is no move that anybody made.
+            not cutoffs.scores.keys() <= active.cutoffs.scores.keys(),
             cutoffs,
         )
-        done = self._store.activate(following, population=population)
+        done = self._store.activate(following, population=population.cut())
         if done:
             log.info("cut-offs as of %d are activation %d", instant, following.number, extra={"action": "cutoffs"})
         self.refresh()

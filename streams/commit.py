@@ -24,13 +24,15 @@ _ENTRY_FORMAT: Final = 1
 class OutboxEntry:
     """Everything one commit has to publish. ``id`` is ``<the commit's number>-<owner's token>``.
 
-    The changes at the positions ``withheld`` show in snapshots only.
+    The changes at the positions ``withheld`` show in snapshots only; the snapshots of the customers ``forgotten``, who
+    were erased without a change, are removed.
     """
 
     id: str
     changes: Sequence[SegmentChanged]
     dead_letters: Sequence[DeadLetter]
     withheld: Sequence[int] = ()
+    forgotten: Sequence[str] = ()
 
     @property
     def number(self) -> int:
@@ -49,7 +51,7 @@ class OutboxEntry:
 
     def encode(self) -> bytes:
         """The entry as stored: JSON."""
-        rest = orjson.dumps({"dead_letters": self.dead_letters, "withheld": self.withheld})
+        rest = orjson.dumps({"dead_letters": self.dead_letters, "withheld": self.withheld, "forgotten": self.forgotten})
         # Joined by hand: the changes are text already, and most of an entry.
         return b'{"format":%d,"changes":[%b],%b' % (_ENTRY_FORMAT, b",".join(self.values), rest[1:])
 
@@ -60,7 +62,8 @@ class OutboxEntry:
             entry = orjson.loads(stored)
             if entry["format"] != _ENTRY_FORMAT:
                 raise StateError(f"outbox entry {entry_id} was stored in format {entry['format']}; run a newer version")
-            return cls(entry_id, entry["changes"], entry["dead_letters"], entry.get("withheld", ()))
+            withheld, forgotten = entry.get("withheld", ()), tuple(entry.get("forgotten", ()))
+            return cls(entry_id, entry["changes"], entry["dead_letters"], withheld, forgotten)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise StateError(f"outbox entry {entry_id} is damaged; restore the store from a backup") from None
 
@@ -82,7 +85,8 @@ class ShardCommit:
 
     ``time`` is the shard's time, ``settled`` the instant before which every deadline has been applied: it is earlier
     while many are applied in slices. ``activation`` is the one in force, ``since`` the shard's time from which on it
-    is. ``summary`` is the shard's population as of an instant, ``forget`` the instant of one that nobody needs.
+    is. ``summary`` is the shard's population as of an instant, ``forget`` the instant of one that nobody needs;
+    ``begins`` says that nobody was there before it.
     """
 
     shard: int
@@ -102,6 +106,7 @@ class ShardCommit:
     entry: OutboxEntry | None
     summary: tuple[int, bytes] | None = None
     forget: int | None = None
+    begins: bool = True
 
 
 @dataclass(frozen=True, slots=True)

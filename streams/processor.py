@@ -29,7 +29,7 @@ from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
 from streams.ports import StateStore
 
 #: Instants at which a shard is summarised while its time moves by one record, at most.
-MOST_SUMMARIES: Final = 1000
+MOST_SUMMARIES: Final = 400
 #: Summaries of a shard that are kept.
 _KEPT_SUMMARIES: Final = 8
 
@@ -123,8 +123,11 @@ class BatchProcessor:
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
         self._next_commit = header.commits + 1
         self._summarised = header.summarised
-        as_of = self._segmenter.cutoffs.as_of
-        self._awaited = header.summarised if header.summarised is not None and header.summarised > as_of else None
+        self._awaited = header.summarised
+        if header.summarised is not None:
+            in_force = self._segmenter.cutoffs.as_of >= header.summarised
+            if in_force or self.time > header.summarised + policy.population.settle:
+                self._awaited = None
         self._told_until = told_until
         self._backfill_until = np.array(
             [max(backfill_until.get(role, 0), header.backfill_until.get(role, 0)) for role in ROLES], dtype=np.int64
@@ -201,13 +204,16 @@ class BatchProcessor:
 
     @property
     def _next_summary(self) -> int:
-        if self._summarised is None:
-            return self._floor(self.time)
-        return self._summarised + self.policy.population.every
+        now = self._floor(self.time)
+        # Instants that were passed while the policy needed no population are not made up for.
+        return now if self._summarised is None else max(now, self._floor(self._summarised) + self._every)
+
+    @property
+    def _every(self) -> int:
+        return self.policy.population.every
 
     def _floor(self, instant: int) -> int:
-        every = self.policy.population.every
-        return instant // every * every
+        return instant // self._every * self._every
 
     def stop(self, target: int, most: int | None = None) -> Step | None:
         """What is to be committed at ``stop_at`` on the way to ``target``; None if cut-offs are not there yet.
@@ -218,13 +224,15 @@ class BatchProcessor:
         if stop == NEVER:
             begin = self._floor(target)
             return self._step(nothing(begin), (), {}, (begin, Summary.empty()))
+        summarising = stop == self._next_summary
+        if summarising:
+            # Of very many instants at once, as after an event with a clock gone wild, the last are enough.
+            stop = max(stop, self._floor(target) - MOST_SUMMARIES * self._every)
         step = self.advance(stop, most)
         if step is not None:
             return step
-        if stop == self._next_summary:
-            # Of very many instants at once, as after an event with a clock gone wild, the last are enough.
-            instant = max(stop, self._floor(target) - MOST_SUMMARIES * self.policy.population.every)
-            return self._step(nothing(self.time), (), {}, (instant, summary_of(self.table, instant)))
+        if summarising:
+            return self._step(nothing(self.time), (), {}, (stop, summary_of(self.table, stop)))
         number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
         return None if number is None else self._adopt(number, self.time)
 
@@ -267,9 +275,8 @@ class BatchProcessor:
             self._stored_values[name] = self._stored_values.get(name, 0) + 1
         if step.commit.summary is not None:
             # A policy that is new to a shard with customers must not hold them up until all shards have it.
-            new = self._summarised is None and self.time > step.commit.summary[0]
             self._summarised = step.commit.summary[0]
-            self._awaited = None if new else self._summarised
+            self._awaited = None if self.time > self._summarised else self._summarised
         self._next_commit += 1
 
     def _step(
@@ -285,9 +292,9 @@ class BatchProcessor:
         # What a slice has left behind must be due again for whoever loads the shard next.
         left = table.due(outcome.time)
         entry = None
-        if outcome.published or letters:
+        if outcome.published or letters or outcome.forgotten:
             name = f"{self._next_commit}-{self.token}"
-            entry = OutboxEntry(name, outcome.published, letters, outcome.withheld)
+            entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
         layout = layout_of(table)
         commit = ShardCommit(
@@ -311,7 +318,8 @@ class BatchProcessor:
             },
             entry=entry,
             summary=None if summary is None else (summary[0], summary[1].cut().json),
-            forget=None if summary is None else summary[0] - _KEPT_SUMMARIES * segmenter.policy.population.every,
+            begins=ranges == {} and self.time == NEVER,
+            forget=None if summary is None else summary[0] - _KEPT_SUMMARIES * self._every,
         )
         return Step(commit, outcome)
 

@@ -168,7 +168,7 @@ class ShardRunner:
         self._work.clear()
         step = self.processor.follow()
         if step is not None:
-            self._impatient = False
+            self._impatient, self._awaiting_since = False, None
             await self._take_over(step)
             return True
         undrained, horizon = self._seen()

@@ -139,6 +139,8 @@ class KafkaPublisher:
         # A move that is withheld is a move all the same: snapshots show where each customer is now.
         for customer, labels in wire.snapshots():
             yield topics.snapshots, customer.encode(), labels, _JSON
+        for customer in entry.forgotten:
+            yield topics.snapshots, customer.encode(), None, _JSON
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)
             if len(value) > _LARGEST_LETTER:

@@ -177,7 +177,8 @@ class MemoryStore:
         if commit.summary is not None:
             s.summarised = commit.summary[0]
             s.summaries[s.summarised] = commit.summary[1]
-            s.first_summary = s.summarised if s.first_summary is None else s.first_summary
+            if commit.begins and s.first_summary is None:
+                s.first_summary = s.summarised
         if commit.forget is not None:
             s.summaries = {instant: each for instant, each in s.summaries.items() if instant > commit.forget}
 

@@ -23,7 +23,7 @@ from streams.store.keys import fleet_key, policy_key, shard_keys
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
 #: ARGV: the token, the number of commits before this one, the activation, then lists, each preceded by its length:
 #: ranges (role, start, end); fields and values of the six hashes in the order of KEYS; erased customers. Last, the
-#: instants of the population summary and of the last one to forget, each empty if there is none.
+#: instants of the shard's first summary and of the last one to forget, each empty if there is none.
 _COMMIT: Final = """
 local at = 1
 local function next_list(width)
@@ -312,7 +312,7 @@ class RedisStore:
             *_pairs(commit.values),
             *_pairs(summary),
             *(len(commit.erased), *commit.erased),
-            "" if commit.summary is None else commit.summary[0],
+            commit.summary[0] if commit.summary is not None and commit.begins else "",
             "" if commit.forget is None else commit.forget,
         ]
         answer = cast(bytes, self._script(keys=shard_keys(self._namespace, commit.shard), args=args)).decode()

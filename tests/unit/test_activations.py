@@ -105,19 +105,19 @@ def test_refresh_finds_what_others_have_activated() -> None:
 
 
 def test_an_emptied_store_is_seeded_again() -> None:
-    """Nothing is remembered of what it held before."""
+    """It gets back the policy that was in force, as number 1; of those before nothing is remembered."""
     store = FaultyStore()
     store.keep()
     activations = Activations(store, make_policy(version=4))
     activations.apply(make_policy(version=5, keep=[]), 0, backfill=True)
     store.restore()
     assert activations.refresh()
-    assert (activations.latest, activations.active.policy_version) == (1, 4)
-    assert activations.policy(4).version == 4
-    with pytest.raises(StateError, match="the store has no policy of version 5; restore the store from a backup"):
-        activations.policy(5)
-    activations.apply(make_policy(version=5, max_values=7), 0, backfill=True)
-    assert activations.policy(5).attributes.max_values == 7
+    assert (activations.latest, activations.active.policy_version) == (1, 5)
+    assert activations.policy(5).attributes.keep == ()
+    with pytest.raises(StateError, match="the store has no policy of version 4; restore the store from a backup"):
+        activations.policy(4)
+    activations.apply(make_policy(version=6, max_values=7), 0, backfill=True)
+    assert activations.policy(6).attributes.max_values == 7
 
 
 def test_a_store_that_was_restored_is_followed() -> None:
@@ -191,7 +191,7 @@ def test_cutoffs_need_all_shards() -> None:
     summarise(store, 1, 1000, of(10, 84))
     assert activations.merge(2)
     scores = {"value": {"monetary": (84,)}}
-    assert activations.active == Activation(2, "population", 1, 1000, 1000 + SETTLE, False, Cutoffs(1000, scores))
+    assert activations.active == Activation(2, "population", 1, 1000, 1000 + SETTLE, True, Cutoffs(1000, scores))
     population = store.population()
     assert population is not None
     assert (population[0], population[1].distributions["orders"].size) == (1000, 5)

@@ -284,7 +284,7 @@ revenue_share = 10
         ({"A": (3, 1000), "B": (3, 111), "C": (3, -50)}, {"B", "C"}),
         ({"A": (9, 1), "B": (9, 1), "C": (9, 1)}, set()),
         ({"A": (9, 0), "B": (9, 0), "C": (9, 0)}, set()),
-        ({"A": (5, 100)}, {"B", "C"}),
+        ({"A": (5, 100)}, set()),  # segments that were not summarised are new, and unknown
         ({}, set()),
     ],
 )
@@ -301,3 +301,10 @@ def test_cutoffs_survive_storing() -> None:
     cutoffs = Cutoffs(5, {"rfm": {"recency": (1, 2, 2, 9)}, "value": {}}, frozenset(("value:C",)))
     assert Cutoffs.from_plain(cutoffs.plain()) == cutoffs
     assert Cutoffs.from_plain(Cutoffs().plain()) == Cutoffs()
+
+
+def test_nobody_leads_where_nothing_is_positive() -> None:
+    """Who got back all that they paid, or more, is not in the first class."""
+    everybody = Distribution.of(np.array([-500, -44, 0], dtype=np.int64))
+    assert everybody.leaders(Fraction(80, 100)) > 0
+    assert Distribution.of(np.array([-500, -44], dtype=np.int64)).leaders(Fraction(80, 100)) > 0

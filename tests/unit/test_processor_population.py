@@ -634,3 +634,47 @@ def test_withheld_moves_are_those_into_small_segments() -> None:
     (change,) = feeder.feed(purchase("d", "4", FIRST + 2 * WEEK + DAY))
     assert change["viable"]
     assert list(feeder.store.header(0).entries[-1].withheld) == []
+
+
+def test_summaries_are_made_at_multiples_of_another_policys_pace() -> None:
+    """However the shard was paced before, so that shards which stood apart meet again."""
+    feeder = begun(abc())
+    feeder.feed(*buyers())
+    drive(feeder, at(30))
+    switch(feeder, abc('[population]\nevery = "21d"\n'))
+    assert feeder.processor.stop_at % (21 * DAY) == 0
+
+
+def test_instants_that_were_passed_without_need_are_not_made_up_for() -> None:
+    """Under a policy that compared nobody there were no summaries; the first one after it is as of now, and one."""
+    feeder = begun(abc())
+    feeder.feed(*buyers())
+    drive(feeder, at(30))
+    compared = feeder.policy
+    switch(feeder, make_policy())
+    drive(feeder, at(300))
+    known = set(feeder.store.summarised(0))
+    switch(feeder, compared)
+    drive(feeder, at(300, 1))
+    (made,) = set(feeder.store.summarised(0)) - known
+    assert 0 <= at(300) - made < compared.population.every
+
+
+def test_customers_before_the_first_summary_are_not_nobody() -> None:
+    """A shard that had customers when it was first summarised is unknown before that, and not empty."""
+    feeder = Feeder(make_policy())
+    feeder.feed(*buyers())
+    feeder.advance(at(30))
+    switch(feeder, abc())
+    drive(feeder, at(31))
+    first = min(feeder.store.summarised(0))
+    assert feeder.store.summary(0, first - 1) is None
+
+
+def test_the_first_cutoffs_are_history_in_what_is_made_of_them_too() -> None:
+    """Nobody did anything, so no campaign may fire, not from rules either."""
+    feeder = begun(abc(RULES))
+    feeder.feed(*buyers())
+    changes = [change for change in drive(feeder, at(120)) if change["cause"] == "population"]
+    first = [change for change in changes if change["population_as_of"] == changes[0]["population_as_of"]]
+    assert {change["backfill"] for change in first} == {True}

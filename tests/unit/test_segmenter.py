@@ -9,8 +9,9 @@ from models.changes import SegmentChanged
 from models.events import ROLES
 from models.money import LARGEST_TOTAL
 from models.table import OTHER
+from streams.commit import OutboxEntry
 from streams.processor import Clock
-from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund, signup, text, tick
+from tests.unit.build import Feeder, at, erasure, make_policy, profile, purchase, refund, signup, text, tick
 
 TWO = make_policy(dimensions={"slow": ("30d", 3, "90d"), "fast": ("30d", 2, "45d")})
 
@@ -535,3 +536,15 @@ def test_a_new_policy_version_is_in_its_changes() -> None:
     """Changes name the version of the policy under which they were decided."""
     shard = Feeder(make_policy(version=7))
     assert [change["policy_version"] for change in shard.feed(purchase("a", "1", at(0)))] == [7]
+
+
+def test_a_customer_erased_without_a_segment_is_forgotten_in_the_snapshots_too() -> None:
+    """Nothing moves any more, but a snapshot says who the customer was: it must go."""
+    more = '[dimensions.region]\nengine = "attribute"\nof = "country"\ngroups = { dach = ["DE"] }'
+    feeder = Feeder(make_policy(keep=["country"], more=more, dimensions={"lifecycle": ("30d", 3, "90d")}))
+    feeder.feed(profile("a", "1", at(0), country="DE"), profile("b", "2", at(0), country="ZZ"))
+    assert [change["to"] for change in feeder.feed(profile("a", "3", at(1), country="ZZ"))] == [None]
+    step = feeder.step([erasure("a", "4", at(2)), erasure("b", "5", at(2))])
+    assert (list(step.outcome.published), step.outcome.forgotten) == ([], ["a"])
+    assert step.commit.entry is not None
+    assert OutboxEntry.decode(step.commit.entry.id, step.commit.entry.encode()).forgotten == ("a",)
