@@ -1,7 +1,8 @@
 """Replay: recorded events through the very processor that workers run, in process, on the memory store.
 
 The same input gives the same changes, byte for byte, whatever the batch size; input in time order gives the same
-changes, but for ``decided_at``, whatever the number of shards.
+changes, but for ``decided_at``, whatever the number of shards, as long as the population's summaries are exact
+(models/population.py).
 """
 
 from __future__ import annotations

@@ -193,9 +193,9 @@ policy: ingestion clock, one commit to Redis for each batch, and the lifecycle a
 which is all that the naive agent does; then the default policy with all its dimensions, with cut-offs in force from the
 start, taken from the same customers. "Known customers" is the second half of the events, happening now, measured after
 the first half has been handled, with the cut-offs of that. **The naive agent** (`tests/bench/naive_agent.py`) is what
-a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and SET of the
-customer's state as JSON for each event, the same totals and lifecycle label, and `topic.send` when the label changes.
-It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
+a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and SET of
+the customer's state as JSON for each event, the same totals and lifecycle label, and `topic.send` when the label
+changes. It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
 
 In each repeat the worker runs before and after the naive agent, so that a machine which gets busier or idler meanwhile
 does not favour one of them; the worker's rate in a repeat is that of both its runs together. Other load still tends to
