@@ -447,7 +447,7 @@ def test_segments_and_outbox_are_as_described(raw: Any, store: RedisStore) -> No
     ((entry_id, entry),) = raw.hgetall("{segmenter:3}:outbox").items()
     assert entry_id == b"1-" + raw.hget("{segmenter:3}:shard", "owner")
     entry = json.loads(entry)
-    assert list(entry) == ["format", "changes", "dead_letters", "withheld"]
+    assert list(entry) == ["format", "changes", "dead_letters", "withheld", "forgotten"]
     assert entry["format"] == 1
     assert [change["to"] for change in entry["changes"]] == ["new", "regular"]
 
@@ -475,8 +475,11 @@ def test_the_page_names_every_key_and_field(raw: Any, store: RedisStore) -> None
     worker = Worker(store, parse_policy(POPULATION))
     for processor in worker.processors:
         processor.load({}, dict.fromkeys(ROLES, 3))
-    worker.feed(*history("c-1042", "USD"))
     processor, last = worker.processors[3], parse("2024-01-20T00:00:00Z")
+    begin = processor.stop(parse("2024-01-05T00:00:00Z"))
+    assert begin is not None
+    processor.commit(begin)
+    worker.feed(*history("c-1042", "USD"))
     while processor.stop_at <= last:
         step = processor.stop(last)
         if step is not None:
