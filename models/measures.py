@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from models.engines import Grouping
 from models.instants import DAY, FOREVER, NEVER, Instants
 from models.money import Converter
 from models.policy import Policy
-from models.table import AttributeValues, CustomerTable, Rows
+from models.table import NO_LABEL, AttributeValues, CustomerTable, Rows
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -290,6 +291,12 @@ def measure(name: str, policy: Policy) -> Measure:
             return _Fixed(name, surveys, lambda t, rows: _quotient(t.score[rows], 100 * t.surveys[rows]))
         case _:
             return _Fixed(name, frozenset((name,)), lambda table, rows: _number(table, rows, name))
+
+
+def by_group(policy: Grouping) -> TextLookup:
+    """The label code of each text's segment, NO_LABEL where it has none."""
+    codes: dict[str | None, int] = {segment: code for code, segment in enumerate(policy.labels)}
+    return TextLookup(lambda text: codes.get(policy.segment_of(text), NO_LABEL), NO_LABEL)
 
 
 class TextLookup:

@@ -234,7 +234,7 @@ class BatchProcessor:
         if summarising:
             return self._step(nothing(self.time), (), {}, (stop, summary_of(self.table, stop)))
         number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
-        return None if number is None else self._adopt(number, self.time)
+        return None if number is None else self._adopt(number)
 
     def give_up(self) -> None:
         """Go on without the cut-offs that ``stop`` waits for; they are taken when they come."""
@@ -251,12 +251,12 @@ class BatchProcessor:
         if number is None:
             number = self.activations.cutoffs_at(self.activation, self.time)
         if number is not None:
-            return self._adopt(number, self.time)
+            return self._adopt(number)
         # Another policy has other segments, and their sizes are to be seen even if nobody moves.
         return self._step(nothing(self.time), (), {}) if self._resized else None
 
-    def _adopt(self, number: int, since: int) -> Step:
-        segmenter = self.activations.segmenter(number, since)
+    def _adopt(self, number: int) -> Step:
+        segmenter = self.activations.segmenter(number, self.time)
         self._segmenter = segmenter
         if self._awaited is not None and segmenter.cutoffs.as_of >= self._awaited:
             self._awaited = None

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from models.engines import AttributePolicy
 from models.instants import FOREVER, Instants
-from models.measures import TextLookup
-from models.table import NO_LABEL, CustomerTable, Rows
+from models.measures import by_group
+from models.table import CustomerTable, Rows
 
 
 class Attribute:
@@ -24,12 +24,7 @@ class Attribute:
         self.labels: Final = policy.labels
         self.reads: Final = frozenset((policy.of,))
         self._policy = policy
-        self._codes = {segment: code for code, segment in enumerate(policy.labels)}
-        self._group = TextLookup(self._code, NO_LABEL)
-
-    def _code(self, text: str) -> int:
-        segment = self._policy.segment_of(text)
-        return NO_LABEL if segment is None else self._codes[segment]
+        self._group = by_group(policy)
 
     def label(self, table: CustomerTable, rows: Rows, at: Instants) -> NDArray[np.int16]:
         """The label code of each row; ``at`` does not matter."""

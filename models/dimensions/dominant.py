@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.engines import DominantPolicy
 from models.instants import FOREVER, Instants
-from models.measures import TextLookup
+from models.measures import by_group
 from models.policy import Tally
 from models.table import NO_LABEL, AttributeValues, CustomerTable, Rows
 
@@ -44,17 +44,12 @@ class Dominant:
         self.labels: Final = policy.labels
         self._policy = policy
         self._tally = Tally(policy.of, policy.by, policy.half_life).name
-        self._codes = {segment: code for code, segment in enumerate(policy.labels)}
-        self._mixed = self._codes[policy.mixed]
+        self._mixed = policy.labels.index(policy.mixed)
         # Fractions of whole numbers, so that a lead of exactly the margin suffices.
         margin = Fraction(policy.margin) / 100
         self._lead, self._whole = float(margin.denominator), float(margin.numerator)
-        self._group = TextLookup(self._code, NO_LABEL)
+        self._group = by_group(policy)
         self._columns: WeakKeyDictionary[AttributeValues, _Columns] = WeakKeyDictionary()
-
-    def _code(self, text: str) -> int:
-        segment = self._policy.segment_of(text)
-        return NO_LABEL if segment is None else self._codes[segment]
 
     def _counting(self, values: AttributeValues) -> _Columns:
         columns = self._columns.get(values)

@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 
 from models.instants import SECOND, format_instant, parse
-from streams.embedded.redis import find_redis_server
 from streams.embedded.stack import EmbeddedStack
-from streams.errors import ServiceUnavailable
 from streams.settings import Settings
 from tests.support.commands import Worker, eventually
 from tests.support.stored import Stored, stored
-from tests.support.together import Told, tell
+from tests.support.together import Told, telling
 from tests.support.topics import CHANGES, TOPIC_OF_KIND, Topics, distinct, out_of_order
 
 POTENTIAL_AFTER, LAPSE_AFTER = 2.0, 4.0
@@ -188,16 +186,7 @@ STORIES = (
     a_backlog_is_no_silence,
 )
 
-
-@pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """The stories under way."""
-    try:
-        find_redis_server()
-    except ServiceUnavailable as unavailable:
-        pytest.skip(str(unavailable))
-    with tell(STORIES, request, tmp_path_factory, at_once=2) as stories:
-        yield stories
+told = telling(STORIES, at_once=2)
 
 
 @pytest.mark.slow

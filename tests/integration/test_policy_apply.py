@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 
 from models.policy import default_policy_text, parse_policy
-from streams.embedded.redis import find_redis_server
 from streams.embedded.stack import EmbeddedStack
-from streams.errors import ServiceUnavailable
 from streams.generator import Population, generate
 from streams.recorded import recorded_event
 from streams.replay import Replay
 from streams.settings import Settings
 from tests.support.commands import Worker, eventually, output_of
 from tests.support.stored import Stored, stored
-from tests.support.together import Told, tell
+from tests.support.together import Told, telling
 from tests.support.topics import Topics, distinct, out_of_order
 
 DAY = "2024-09-0{}T00:00:00Z"
@@ -158,16 +156,7 @@ def _plain(changes: Any) -> dict[str, dict[str, Any]]:
 
 STORIES = (apply_makes_what_diff_predicted, cutoffs_are_those_of_a_replay)
 
-
-@pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """The stories under way."""
-    try:
-        find_redis_server()
-    except ServiceUnavailable as unavailable:
-        pytest.skip(str(unavailable))
-    with tell(STORIES, request, tmp_path_factory, at_once=2) as stories:
-        yield stories
+told = telling(STORIES, at_once=2)
 
 
 @pytest.mark.slow

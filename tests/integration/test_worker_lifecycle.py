@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 from faust.types import TP
 
-from streams.embedded.redis import EmbeddedRedis, find_redis_server
+from streams.embedded.redis import EmbeddedRedis
 from streams.embedded.server import free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.errors import OffsetGap, ServiceUnavailable
@@ -32,7 +32,7 @@ from streams.shards import start_of
 from tests.support.commands import FAUST, SEGMENTER, Running, Worker, eventually, output_of, segmenter
 from tests.support.real_redis import RealRedis
 from tests.support.stored import Stored, stored
-from tests.support.together import Told, tell
+from tests.support.together import Told, telling
 from tests.support.topics import CHANGES, Topics, distinct, moves, out_of_order
 
 PASSWORD = "hunter2-secret"
@@ -392,16 +392,7 @@ STORIES = (
     faust_starts_a_worker,
 )
 
-
-@pytest.fixture(scope="module")
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    """The stories under way."""
-    try:
-        find_redis_server()
-    except ServiceUnavailable as unavailable:
-        pytest.skip(str(unavailable))
-    with tell(STORIES, request, tmp_path_factory, at_once=4) as stories:
-        yield stories
+told = telling(STORIES, at_once=4)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Stories: tests that mostly wait for something to happen, run at the same time, a few at a time.
 
-A story is a function of a folder of its own; it fails as a test does. A module hands its stories to ``tell`` in a
-module fixture, and has one parametrized test that asks for the result of each.
+A story is a function of a folder of its own; it fails as a test does. A module hands its stories to ``telling``, which
+makes its fixture, and has one parametrized test that asks for the result of each.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from streams.embedded.redis import find_redis_server
+from streams.errors import ServiceUnavailable
 
 Story = Callable[[Path], None]
 #: Each story's result, which raises what the story raised.
@@ -37,3 +40,19 @@ def tell(
         finally:
             for future in told.values():
                 future.cancel()
+
+
+def telling(stories: Sequence[Story], at_once: int) -> Callable[..., Iterator[Told]]:
+    """The fixture of a module whose stories need a redis-server."""
+
+    @pytest.fixture(scope="module")
+    def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+        """The stories under way."""
+        try:
+            find_redis_server()
+        except ServiceUnavailable as unavailable:
+            pytest.skip(str(unavailable))
+        with tell(stories, request, tmp_path_factory, at_once) as under_way:
+            yield under_way
+
+    return told
