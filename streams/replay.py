@@ -20,7 +20,7 @@ from models.batch import EventBatch, Refusal
 from models.changes import DeadLetter, SegmentChanged, dead_letter
 from models.counts import Count
 from models.events import ROLES, Role
-from models.instants import FOREVER, NEVER, Instants, parse
+from models.instants import FOREVER, NEVER, parse
 from models.partitioner import partitions_of
 from models.policy import Policy, default_policy
 from models.segmenter import Outcome
@@ -28,7 +28,7 @@ from models.wire import NO_EVENT
 from streams.activations import Activations
 from streams.commit import Range
 from streams.customers import customers_of, segment_sizes
-from streams.processor import MOST_SUMMARIES, BatchProcessor, Clock, Shard, Step
+from streams.processor import BatchProcessor, Clock, Shard, Step
 from streams.recorded import RecordedEvent, recorded_event
 from streams.store.memory import MemoryStore
 
@@ -84,7 +84,6 @@ class Replay:
         ]
         for processor in self._processors:
             processor.load(dict.fromkeys(ROLES, 0), {})
-        self._population = PopulationClock(policy)
         self._batch_size = batch_size
         self._done = [0] * shards
         self._read = 0
@@ -139,10 +138,16 @@ class Replay:
         offsets = np.concatenate([batch.offset for batch in batches])
         order = np.argsort(offsets, kind="stable")
         instants = np.concatenate([batch.occurred_at for batch in batches])[order]
-        for position, instant in self._population.passed(instants):
+        reached = np.maximum.accumulate(instants)
+        while (position := int(np.searchsorted(reached, self._stop_at))) < len(reached):
             self._fold_upto(batches, int(offsets[order[position]]))
-            self._let_pass(instant)
+            self._let_pass(int(reached[position]))
         self._fold_upto(batches, self._read)
+
+    @property
+    def _stop_at(self) -> int:
+        """Where time must stop next for the population, on all shards alike."""
+        return min(processor.stop_at for processor in self._processors)
 
     def _validated(self, processor: BatchProcessor, records: list[tuple[Role, ReplayRecord]]) -> EventBatch:
         """A shard's records in the input's order; those that cannot be used become dead letters."""
@@ -178,7 +183,7 @@ class Replay:
 
     def _let_pass(self, target: int) -> None:
         """Summarise the population, and take cut-offs, at every instant for that up to ``target``, on all shards."""
-        for instant in self._population.upto(target):
+        while (instant := self._stop_at) <= target:
             for processor in self._processors:
                 while processor.stop_at <= instant:
                     step = processor.stop(target)
@@ -210,33 +215,6 @@ class Replay:
                 continue
             position = float("inf") if event == NO_EVENT or batch is None else int(batch.offset[event])
             self._placed.append(_Placed(effective_at, position, change["customer_id"], change["sequence"], change))
-
-
-class PopulationClock:
-    """The fixed instants at which the population is summarised and at which its cut-offs come into force, in turn."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._needed = policy.needs_population
-        self._every, self._settle = policy.population.every, policy.population.settle
-        self._next: int | None = None
-
-    def passed(self, instants: Instants) -> Iterator[tuple[int, int]]:
-        """Positions in ``instants`` before which such an instant is passed, and what time has reached there."""
-        if not self._needed or not len(instants):
-            return
-        if self._next is None:
-            self._next = int(instants[0]) // self._every * self._every
-        reached = np.maximum.accumulate(instants)
-        while (position := int(np.searchsorted(reached, self._next))) < len(reached):
-            yield position, int(reached[position])
-
-    def upto(self, target: int) -> Iterator[int]:
-        """Every such instant that has not been passed, up to ``target``."""
-        while self._next is not None and self._next <= target:
-            # Of very many at once, as after an event with a clock gone wild, the last are enough.
-            self._next = max(self._next, (target // self._every - MOST_SUMMARIES) * self._every)
-            yield self._next
-            self._next += self._every - self._settle if self._next % self._every else self._settle
 
 
 def replay(
