@@ -42,7 +42,7 @@ lock:  # needs uv; exact versions and hashes, no index
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra embedded --group dev pyproject.toml -o requirements-dev.lock
+		--extra embedded --extra plot --group dev pyproject.toml -o requirements-dev.lock
 
 schemas: $(READY)
 	$(BIN)/segmenter schemas

@@ -11,7 +11,8 @@ import orjson
 from models.errors import StateError
 from models.population import Cutoffs
 
-_FORMAT: Final = 1
+#: Format 1, which is still read, names no dimension in ``first`` and has no cluster models.
+_FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Activation:
 
     ``instant`` names it in change ids: when a policy was applied, or as of when a population's cut-offs were taken.
     A shard takes cut-offs at its time ``active_from``, a policy at once. ``backfill`` says whether the moves it
-    causes are history to consumers. Instants are int64 microseconds.
+    causes are history to consumers; so are those in the dimensions ``first``, whose first cut-offs or model label
+    everybody, which is no move that anybody made. Instants are int64 microseconds.
     """
 
     number: int
@@ -30,6 +32,7 @@ class Activation:
     active_from: int
     backfill: bool
     cutoffs: Cutoffs
+    first: tuple[str, ...] = ()
 
     @cached_property
     def json(self) -> bytes:
@@ -43,6 +46,7 @@ class Activation:
                 "active_from": self.active_from,
                 "backfill": self.backfill,
                 "cutoffs": self.cutoffs.plain(),
+                "first": self.first,
             }
         )
 
@@ -51,7 +55,7 @@ class Activation:
         """Read a stored activation. Raises StateError if a newer version wrote it or it is damaged."""
         try:
             stored = orjson.loads(text)
-            if stored["format"] != _FORMAT:
+            if stored["format"] not in (1, _FORMAT):
                 raise StateError(f"activation {number} was stored in format {stored['format']}; run a newer version")
             return cls(
                 number,
@@ -61,6 +65,7 @@ class Activation:
                 int(stored["active_from"]),
                 bool(stored["backfill"]),
                 Cutoffs.from_plain(stored["cutoffs"]),
+                tuple(str(name) for name in stored.get("first", ())),
             )
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"activation {number} is damaged ({error!r}); apply the policy again") from None

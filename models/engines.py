@@ -71,6 +71,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,47}$")]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(array)]
 Percent = Annotated[Number, Field(ge=0, le=100)]
+Features = Annotated[tuple[Name, ...], BeforeValidator(array), Field(min_length=1, max_length=8)]
 
 
 class Section(BaseModel):
@@ -297,6 +298,42 @@ class RfmPolicy(Scored):
         return groups
 
 
+class ClusterPolicy(Scored):
+    """Groups of customers that nobody defined, learned from them as they change (models/clustering.py).
+
+    ``features`` are measures and numeric attributes that a customer must have; ``sample`` customers of the whole
+    population are learned from at each of its instants. A customer moves when they are ``margin`` percent of the way
+    from the border between two clusters to the other's centre.
+    """
+
+    engine: Literal["cluster"]
+    clusters: Annotated[int, Field(ge=2, le=50)] = 5
+    features: Features = ("recency_days", "orders", "monetary")
+    sample: Annotated[int, Field(ge=100, le=5000)] = 1000
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    margin: Percent = Decimal(10)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See Engine."""
+        return tuple(f"c{number}" for number in range(1, self.clusters + 1))
+
+    @field_validator("features")
+    @classmethod
+    def _usable(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(features)) != len(features):
+            raise ValueError("must name each measure once")
+        if moving := sorted({"orders_per_month", "age"} & set(features)):
+            raise ValueError(f"cannot be {', '.join(moving)}; use orders and tenure_days, or birth_year")
+        return features
+
+    @model_validator(mode="after")
+    def _enough(self) -> ClusterPolicy:
+        if self.sample < 20 * self.clusters:
+            raise ValueError(f"sample must be at least 20 for each cluster, {20 * self.clusters}")
+        return self
+
+
 class Condition(Section):
     """One thing that must hold: a measure in [from, below), or a text or segment that is, or is not, one of some."""
 
@@ -350,6 +387,7 @@ class RulesPolicy(Engine):
 
 
 EnginePolicy = Annotated[
-    LifecyclePolicy | AttributePolicy | BandsPolicy | DominantPolicy | ParetoPolicy | RfmPolicy | RulesPolicy,
+    LifecyclePolicy | AttributePolicy | BandsPolicy | DominantPolicy | ParetoPolicy | RfmPolicy | ClusterPolicy
+    | RulesPolicy,
     Field(discriminator="engine"),
-]
+]  # fmt: skip

@@ -32,6 +32,9 @@ LANDMARK: Final = 18_262 * DAY
 #: still far inside the range of a double.
 MOST_DOUBLINGS: Final = 900
 
+_KINDS: Final = {"purchases": (Kind.PURCHASE,), "refunds": (Kind.REFUND,), "surveys": (Kind.SURVEY,)}
+_WITH_ATTRIBUTES: Final = (Kind.PURCHASE, Kind.REFUND, Kind.SIGNUP, Kind.PROFILE)
+
 #: For each kept text and each tally, the dictionary code of every event of a batch, NO_VALUE where it has none.
 Codes = Mapping[str, NDArray[np.int32]]
 
@@ -46,6 +49,11 @@ class Folded(NamedTuple):
     counted: NDArray[np.bool_]
     overflowed: NDArray[np.bool_]
     changed: frozenset[str]
+
+
+def kinds_of(changed: Iterable[str]) -> NDArray[np.int8]:
+    """The kinds of events that may change any of what ``Folded.changed`` names."""
+    return np.unique(np.array([kind for name in changed for kind in _KINDS.get(name, _WITH_ATTRIBUTES)], dtype=np.int8))
 
 
 def codes_of(table: CustomerTable, batch: EventBatch) -> Codes:

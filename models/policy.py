@@ -17,6 +17,7 @@ from models.engines import (
     MEASURES,
     AttributePolicy,
     BandsPolicy,
+    ClusterPolicy,
     Condition,
     DominantPolicy,
     Duration,
@@ -158,6 +159,11 @@ class Policy(Section):
         return tuple(dict.fromkeys(Tally(d.of, d.by, d.half_life) for d in each))
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """The dimensions that are learned."""
+        return tuple(name for name, dimension in self.dimensions.items() if isinstance(dimension, ClusterPolicy))
+
+    @property
     def needs_population(self) -> bool:
         """Whether any label, or whether it is published, depends on everybody else."""
         return any(isinstance(d, Scored) or d.viable is not None for d in self.dimensions.values())
@@ -182,6 +188,9 @@ class Policy(Section):
             yield from self._unkept(dimension.of)
         elif isinstance(dimension, BandsPolicy):
             yield from self._unmeasured(dimension.of)
+        elif isinstance(dimension, ClusterPolicy):
+            for feature in dimension.features:
+                yield from self._unmeasured(feature)
         elif isinstance(dimension, RulesPolicy):
             for condition in dimension.conditions:
                 yield from self._unknown(condition, earlier)

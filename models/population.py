@@ -16,7 +16,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from models.engines import ParetoPolicy, RfmPolicy, Scored
+from models.clusters import ClusterModel
+from models.engines import ClusterPolicy, ParetoPolicy, RfmPolicy, Scored
 from models.errors import StateError
 from models.instants import NEVER
 from models.policy import Policy
@@ -198,12 +199,14 @@ class Cutoffs:
 
     ``scores``: for each scored dimension its cut-offs by what is summarised, ascending: quintiles for RFM, the lower
     bounds of the classes but the last, from the lowest, for pareto. ``small``: segments that are not viable.
+    ``clusters``: for each cluster dimension the version of what was learned, if it has been.
     ``as_of``: the instant at which the population was summarised, NEVER if it was not.
     """
 
     as_of: int = NEVER
     scores: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     small: frozenset[str] = frozenset()
+    clusters: Mapping[str, ClusterModel] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -211,6 +214,7 @@ class Cutoffs:
             "as_of": self.as_of,
             "scores": {name: {of: list(cuts) for of, cuts in each.items()} for name, each in self.scores.items()},
             "small": sorted(self.small),
+            "clusters": {name: model.model_dump(mode="json") for name, model in self.clusters.items()},
         }
 
     @classmethod
@@ -220,13 +224,24 @@ class Cutoffs:
             str(name): {str(of): tuple(int(cut) for cut in cuts) for of, cuts in each.items()}
             for name, each in stored["scores"].items()
         }
-        return cls(int(stored["as_of"]), scores, frozenset(str(name) for name in stored["small"]))
+        clusters = {
+            str(name): ClusterModel.parse(orjson.dumps(model)) for name, model in stored.get("clusters", {}).items()
+        }
+        return cls(int(stored["as_of"]), scores, frozenset(str(name) for name in stored["small"]), clusters)
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The dimensions that have what their labels depend on."""
+        return frozenset(self.scores) | frozenset(self.clusters)
 
 
-def cutoffs_of(policy: Policy, summary: Summary, as_of: int, previous: Cutoffs) -> Cutoffs:
-    """The policy's cut-offs for a population summarised ``as_of`` an instant.
+def cutoffs_of(
+    policy: Policy, summary: Summary, as_of: int, previous: Cutoffs, learned: Mapping[str, ClusterModel] | None = None
+) -> Cutoffs:
+    """The policy's cut-offs for a population summarised ``as_of`` an instant, with the models ``learned`` by then.
 
-    Those of before stay where they are while they are within the dimension's margin, and without a single buyer.
+    Those of before stay where they are while they are within the dimension's margin, and without a single buyer; a
+    model stays until there is another that fits the dimension.
     """
     known = previous.scores
     scores = {name: cuts for name, cuts in known.items() if name in policy.dimensions}
@@ -236,7 +251,12 @@ def cutoffs_of(policy: Policy, summary: Summary, as_of: int, previous: Cutoffs) 
                 scores[name] = _quintiles(dimension, summary, known.get(name, {}))
             elif isinstance(dimension, ParetoPolicy):
                 scores[name] = _classes(dimension, summary, known.get(name, {}))
-    return Cutoffs(as_of, scores, frozenset(_small(policy, summary)))
+    clusters = {}
+    for name, model in {**previous.clusters, **(learned or {})}.items():
+        engine = policy.dimensions.get(name)
+        if isinstance(engine, ClusterPolicy) and model.fits(engine):
+            clusters[name] = model
+    return Cutoffs(as_of, scores, frozenset(_small(policy, summary)), clusters)
 
 
 def _margin(dimension: Scored) -> Fraction:

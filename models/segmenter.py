@@ -7,7 +7,7 @@ The deadlines of rows that no record touched are applied last; they are dated by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from models.activation import Activation
 from models.batch import EventBatch, Refusal, rounds
 from models.dimensions import dimensions_of
-from models.engines import Scored
+from models.engines import ClusterPolicy, Engine, Scored
 from models.events import Kind
-from models.fold import Codes, codes_of, fold, overflow
+from models.fold import Codes, codes_of, fold, kinds_of, overflow
 from models.instants import FOREVER, NEVER, Instants
+from models.outcome import Outcome
 from models.policy import Policy
 from models.population import Cutoffs
 from models.table import NO_LABEL, CustomerTable, Rows
@@ -27,35 +28,6 @@ from models.wire import CAUSES, LATE, NO_EVENT, TIME, Changes, Wire, WireWriter
 
 #: By Kind; a tick causes nothing.
 _CAUSE_OF_KIND: Final = np.array([TIME, *range(1, 7)], dtype=np.int8)
-#: What moves dimensions against the population, which are those with a dwell.
-_TRADE: Final = (int(Kind.PURCHASE), int(Kind.REFUND))
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one batch or instant did to a table.
-
-    ``changes`` and ``published`` are the same rows in the same order: as columns and as wire forms; those at the
-    positions ``withheld`` go into segments too small to be published; the customers ``forgotten`` were erased without a
-    change, because they were in no segment any more. ``touched`` are all rows that may differ,
-    ``dirty`` those of them to store, ``erased`` the customers to remove, ``time`` is the shard's time after it.
-    """
-
-    time: int
-    changes: Changes
-    published: Wire
-    touched: Rows
-    dirty: Rows
-    erased: list[str]
-    withheld: list[int] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
-    overflowed: list[Refusal] = field(default_factory=list)
-
-
-def nothing(time: int) -> Outcome:
-    """No change, and time at an instant."""
-    none = np.empty(0, dtype=np.int64)
-    return Outcome(time, Changes.none(0), Wire(), none, none, [])
 
 
 class _Work(NamedTuple):
@@ -93,6 +65,25 @@ class Segmenter:
         self._made_of = [[i for i, name in enumerate(names) if name in each.reads] for each in self.dimensions]
         self._dwell = [getattr(each, "dwell", None) for each in policy.dimensions.values()]
         self._scored = [isinstance(each, Scored) for each in policy.dimensions.values()]
+        #: A label that its dwell holds moves with these kinds of the customer's own events.
+        self._own = [kinds_of(each.reads) for each in self.dimensions]
+        self._renewal = [self._renewed_by(each) for each in policy.dimensions.values()]
+        self._first = self._firsts(names)
+
+    def _renewed_by(self, dimension: Engine) -> int:
+        """The cause of what this activation moves in a dimension."""
+        if self.activation is None:
+            return TIME
+        learned = self.activation.cause == "population" and isinstance(dimension, ClusterPolicy)
+        return CAUSES.index("model" if learned else self.activation.cause)
+
+    def _firsts(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Whether what this activation moves in a dimension is history, as everybody is labelled there."""
+        first = np.zeros(len(names), dtype=np.bool_)
+        if self.activation is not None:
+            for d, name in enumerate(names):
+                first[d] = self.activation.backfill or name in self.activation.first or first[self._made_of[d]].any()
+        return first
 
     def apply(
         self,
@@ -201,9 +192,9 @@ class Segmenter:
         found, changed = len(work.found), set(folded.changed)
         new = np.flatnonzero(unknown)
         for d, dimension in enumerate(self.dimensions):
-            if not changed.isdisjoint(dimension.reads):
-                # A label that its dwell holds moves with the customer's own purchases, not with others' in the round.
-                own = slice(None) if self._dwell[d] is None else np.isin(batch.kind[positions], _TRADE)
+            if self._dwell[d] is not None or not changed.isdisjoint(dimension.reads):
+                # A label that its dwell holds moves with the customer's own events, not with others' in the round.
+                own = slice(None) if self._dwell[d] is None else np.isin(batch.kind[positions], self._own[d])
                 moved = self._label(table, batch, d, positions[own], rows[own], work)
             elif len(new):
                 # A label may also say that nothing is known.
@@ -276,7 +267,7 @@ class Segmenter:
                     m = here[differs]
                     moved[d] = np.zeros(len(rows), dtype=np.bool_)
                     moved[d][m] = True
-                    cause = np.where(renewed[m], self._renewal, TIME).astype(np.int8)
+                    cause = np.where(renewed[m], self._renewal[d], TIME).astype(np.int8)
                     effective = soonest[m] + renewed[m]
                     none = np.full(len(m), NO_EVENT, dtype=np.int64)
                     self._move(
@@ -285,10 +276,6 @@ class Segmenter:
                 table.deadline[r, d] = self._next_deadline(table, r, d, at + 1)
             table.note_deadlines(rows)
             work.show_labels(table, found)
-
-    @property
-    def _renewal(self) -> int:
-        return TIME if self.activation is None else CAUSES.index(self.activation.cause)
 
     def _erase(
         self, table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, work: _Work
@@ -390,7 +377,6 @@ class Segmenter:
     ) -> Wire:
         """The changes as they are published, in the same order."""
         history = backfill[changes.decided] | ((changes.event == NO_EVENT) & (changes.effective_at < work.told_until))
-        if self.activation is not None and self.activation.backfill:
-            history |= changes.cause > LATE
+        history |= (changes.cause > LATE) & self._first[changes.dimension]
         events = () if batch is None else batch.event_id
         return self._writer.write(table, changes, events, work.times, history)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from models.instants import FOREVER, NEVER
@@ -71,6 +72,8 @@ class CustomerTable:
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
         size, dims, attrs, numbers = 0, len(self.dimensions), len(self.attributes), len(self.numbers)
+        #: XXH3-64 of each row's customer_id, by which customers are drawn (models/sampling.py).
+        self.identity = np.zeros(size, dtype=np.uint64)
         self.signed_up_at = np.full(size, FOREVER, dtype=np.int64)
         self.first_purchase_at = np.full(size, FOREVER, dtype=np.int64)
         self.last_purchase_at = np.full(size, NEVER, dtype=np.int64)
@@ -136,9 +139,11 @@ class CustomerTable:
             if row >= len(self.orders):
                 self._grow(max(1024, row + row // 2))
         self.index[customer] = row
+        self.identity[row] = xxhash.xxh3_64_intdigest(customer.encode())
         return row
 
     def _grow(self, size: int) -> None:
+        self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])
         for name, blank in self._blank.items():
             column = getattr(self, name)
             grown = np.full((size, *column.shape[1:]), blank, dtype=column.dtype)

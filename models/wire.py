@@ -23,6 +23,7 @@ from models.table import CustomerTable, Rows
 
 CAUSES: Final[tuple[Cause, ...]] = (
     "time", "purchase", "refund", "signup", "erasure", "profile", "survey", "late_event", "policy", "population",
+    "model",
 )  # fmt: skip
 TIME, LATE, ERASURE = (CAUSES.index(cause) for cause in ("time", "late_event", "erasure"))
 #: An event position that stands for "no event": time, a policy or the population did it.
@@ -280,14 +281,17 @@ class WireWriter:
 
     def _move(self, d: int, before: str | None, after: str | None) -> tuple[str, str]:
         name = self._names[d]
-        profile = self._policy.dimensions[name].profiles.get(after or "", Profile())
+        dimension, model = self._policy.dimensions[name], self._cutoffs.clusters.get(name)
+        profile = dimension.profiles.get(after or "", Profile())
+        learned = dict(zip(dimension.labels, model.titles, strict=True)) if model is not None else {}
         said = {
             "dimension": name,
             "from": before,
             "to": after,
-            "title": profile.title,
+            "title": profile.title or learned.get(after or ""),
             "channel": profile.channel,
             "viable": f"{name}:{after}" not in self._cutoffs.small,
+            "model_version": None if model is None else model.version,
         }
         return f"{name}|{before or ''}|{after or ''}|", f"{_json(said)[1:-1]},"
 

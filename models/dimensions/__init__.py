@@ -1,10 +1,9 @@
 """The ways to segment customers, one independent file each."""
 
-from collections.abc import Mapping
-
 from models.dimensions.attribute import Attribute
 from models.dimensions.bands import Bands
 from models.dimensions.base import Dimension
+from models.dimensions.cluster import Cluster
 from models.dimensions.dominant import Dominant
 from models.dimensions.lifecycle import Lifecycle
 from models.dimensions.pareto import Pareto
@@ -13,6 +12,7 @@ from models.dimensions.rules import Rules
 from models.engines import (
     AttributePolicy,
     BandsPolicy,
+    ClusterPolicy,
     DominantPolicy,
     EnginePolicy,
     LifecyclePolicy,
@@ -25,6 +25,7 @@ from models.population import Cutoffs
 __all__ = [
     "Attribute",
     "Bands",
+    "Cluster",
     "Dimension",
     "Dominant",
     "Lifecycle",
@@ -37,11 +38,12 @@ __all__ = [
 
 def dimensions_of(policy: Policy, cutoffs: Cutoffs | None = None) -> tuple[Dimension, ...]:
     """The policy's dimensions, in its order. Without cut-offs those that need them label nobody."""
-    scores = {} if cutoffs is None else cutoffs.scores
-    return tuple(_dimension(name, each, policy, scores.get(name, {})) for name, each in policy.dimensions.items())
+    known = cutoffs or Cutoffs()
+    return tuple(_dimension(name, each, policy, known) for name, each in policy.dimensions.items())
 
 
-def _dimension(name: str, engine: EnginePolicy, policy: Policy, cuts: Mapping[str, tuple[int, ...]]) -> Dimension:
+def _dimension(name: str, engine: EnginePolicy, policy: Policy, cutoffs: Cutoffs) -> Dimension:
+    cuts = cutoffs.scores.get(name, {})
     match engine:
         case LifecyclePolicy():
             return Lifecycle(name, engine)
@@ -55,5 +57,7 @@ def _dimension(name: str, engine: EnginePolicy, policy: Policy, cuts: Mapping[st
             return Pareto(name, engine, policy.converter, cuts)
         case RfmPolicy():
             return Rfm(name, engine, cuts)
+        case ClusterPolicy():
+            return Cluster(name, engine, policy, cutoffs.clusters.get(name))
         case _:
             return Rules(name, engine, policy)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from models.batch import EventBatch
+from models.clusters import ClusterModel
 from models.counts import Count
 from models.events import ROLE_OF_KIND, ROLES, Role
 from models.instants import FOREVER, NEVER
@@ -20,7 +21,7 @@ from streams.commit import Range
 from streams.customers import customers_of
 from streams.processor import BatchProcessor, Clock, Shard, Step
 from streams.store.memory import MemoryStore
-from tests.unit.build import Event, Rec, record
+from tests.unit.build import DAY, START, Event, Rec, record
 
 #: What becomes of a commit.
 Fate = Literal["written", "crash before", "crash after"]
@@ -130,9 +131,19 @@ class Fleet:
             self._commit(member, step)
             return True
         known = processor.activations.latest
+        self._teach(processor.policy)
         processor.activations.merge(len(self.shards))
         processor.activations.refresh()
         return processor.activations.latest > known
+
+    def _teach(self, policy: Policy) -> None:
+        """Publish what is learned of two clusters by each instant: first nothing, then this and that by turns."""
+        for shard in range(len(self.shards)):
+            for instant in self.store.summarised(shard):
+                for name in policy.clusters:
+                    model = taught(instant, instant // policy.population.every % 3)
+                    published = {(name, instant): b"null" if model is None else model.encode()}
+                    self.store.commit_learners(self.store.learners()[0], 0, {}, published)
 
     def _read(self, member: Member, start: int, count: int) -> EventBatch:
         records: dict[Role, list[Rec]] = {role: [] for role in ROLES}
@@ -186,6 +197,16 @@ class Fleet:
                     name = f"{dimension}:{label}"
                     counted[name] = counted.get(name, Count(0, 0)).plus(Count(1, revenue, customer["orders"]))
         return counted
+
+
+def taught(instant: int, turn: int) -> ClusterModel | None:
+    """Two clusters by recency and orders: one of three models, of which one is none."""
+    centres = ((-1.0, 0.5), (1.0, -0.5)) if turn == 1 else ((-0.5, 0.0), (0.5, 1.5))
+    return None if not turn else ClusterModel(
+        version=1 + (instant - START) // DAY % 1000, as_of=instant, features=("recency_days", "orders"),
+        mean=(2.0, 0.9), scale=(1.0, 0.4), centres=centres, titles=("near", "far"), shares=(0.5, 0.5), samples=10,
+        drifts=0, error=1.0, silhouette=0.0,
+    )  # fmt: skip
 
 
 def distinct(changes: Sequence[Change]) -> list[Change]:

@@ -139,6 +139,7 @@ def published(change: RefChange, backfill: bool = False) -> SegmentChanged:
         "title": None,
         "channel": None,
         "viable": True,
+        "model_version": None,
         "cause": change.cause,
         "event_id": change.event_id,
         "effective_at": text(change.effective_at),

@@ -110,6 +110,19 @@ when = [{ dimension = "lifecycle", is = ["lapsed"] }, { dimension = "value", not
 segment = "play"
 when = [{ attribute = "hobby", is = ["chess"] }, { dimension = "taste", is = ["toys"] }]
 """,
+    "kind": """
+engine = "cluster"
+clusters = 2
+features = ["recency_days", "orders"]
+margin = 20
+DWELL
+""",
+    "nearby": """
+engine = "rules"
+[[dimensions.nearby.rules]]
+segment = "at_hand"
+when = [{ dimension = "kind", is = ["c1"] }, { measure = "orders", from = 1, below = 4 }]
+""",
     "last": """
 engine = "rules"
 otherwise = "none_of_them"
@@ -124,7 +137,7 @@ OTHERS = {
     "region": DIMENSIONS["region"].replace("france", "west"),
     "lifecycle": DIMENSIONS["lifecycle"].replace("regular_orders = 2", "regular_orders = 3"),
 }
-NEEDED = {"care": {"lifecycle", "value", "taste"}, "last": {"care", "lifecycle", "value", "taste"}}
+NEEDED = {"nearby": {"kind"}, "care": {"lifecycle", "value", "taste"}, "last": {"care", "lifecycle", "value", "taste"}}
 
 
 class Recipe(NamedTuple):

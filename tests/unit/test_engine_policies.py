@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from models.engines import BandsPolicy, DominantPolicy, Engine, RfmPolicy, standard_rfm_groups
+from models.engines import BandsPolicy, ClusterPolicy, DominantPolicy, Engine, RfmPolicy, standard_rfm_groups
 from models.errors import PolicyError
 from models.policy import Policy, Tally, parse_policy
 
@@ -99,6 +99,16 @@ def codes(*, without: str = "", also: str = "") -> str:
         ("rfm", f"groups = {{a = {codes(without='333')}}}", "groups: must cover all 125 codes; 333 is missing"),
         ("rfm", f"groups = {{a = {codes(also='333')}}}", "groups: must name each code once; 333 is there twice"),
         ("rfm", f"groups = {{a = {codes(also='611')}}}", "groups: must be codes from 111 to 555; 611 is none"),
+        ("cluster", "clusters = 1", "clusters: must be greater than or equal to 2"),
+        ("cluster", "clusters = 51", "clusters: must be less than or equal to 50"),
+        ("cluster", "clusters = 10\nsample = 199", "sample must be at least 20 for each cluster, 200"),
+        ("cluster", "sample = 5001", "sample: must be less than or equal to 5000"),
+        ("cluster", "features = []", "features: .*at least 1 item"),
+        ("cluster", 'features = ["orders", "orders"]', "features: must name each measure once"),
+        ("cluster", 'features = ["age", "orders"]', "features: cannot be age; use orders and tenure_days, or birth_year"),
+        ("cluster", 'features = ["city"]', "city is no measure and not in attributes.numbers"),
+        ("cluster", "margin = 101", "margin: must be less than or equal to 100"),
+        ("cluster", "profiles = {c6 = {}}", "profiles names c6; the segments are c1, c2, c3, c4, c5"),
         ("rules", "", "rules: is required"),
         ("rules", "rules = []", "rules: .*at least 1 item"),
         ("rules", 'rules = [{segment = "a", when = []}]', r"rules\.0\.when: .*at least 1 item"),
@@ -202,6 +212,17 @@ def test_what_is_counted_is_shared() -> None:
     ]
 
 
+def test_clusters_have_numbers() -> None:
+    """What is learned by default, of which measures, and what the clusters are called."""
+    engine = parsed("cluster", "")
+    assert isinstance(engine, ClusterPolicy)
+    assert engine.labels == ("c1", "c2", "c3", "c4", "c5")
+    assert engine.features == ("recency_days", "orders", "monetary")
+    assert (engine.sample, engine.margin, engine.dwell) == (1000, 10, None)
+    assert parse_policy('[dimensions.d]\nengine = "cluster"').clusters == ("d",)
+    assert parsed("cluster", 'features = ["income", "satisfaction"]').labels == engine.labels
+
+
 def test_profiles_are_of_segments() -> None:
     """A profile belongs to a segment of its dimension; one of none is refused with those there are."""
     engine = parsed("lifecycle", 'profiles = {new = {title = "Newcomers", needs = ["a reason to return"]}}')
@@ -219,6 +240,7 @@ def test_profiles_are_of_segments() -> None:
         (LIFECYCLE, False),
         (LIFECYCLE + "viable = {customers = 5}", True),
         ('[dimensions.d]\nengine = "rfm"', True),
+        ('[dimensions.d]\nengine = "cluster"', True),
         ('[dimensions.d]\nengine = "pareto"\nclasses = {a = 80, b = 20}', True),
     ],
 )

@@ -56,7 +56,7 @@ def test_default_policy_is_the_documented_one() -> None:
     assert (policy.population.every, policy.population.settle) == (7 * DAY, 600_000_000)
     assert policy.needs_population
     engines = {dimension.engine for dimension in policy.dimensions.values()}
-    assert engines == {"lifecycle", "attribute", "bands", "dominant", "pareto", "rfm", "rules"}
+    assert engines == {"lifecycle", "attribute", "bands", "dominant", "pareto", "rfm", "cluster", "rules"}
     assert next(iter(policy.dimensions)) == "lifecycle"
     lifecycle = policy.dimensions["lifecycle"]
     assert policy.text == DEFAULT

@@ -148,7 +148,7 @@ def test_every_problem_has_its_line_and_key() -> None:
         '12: dimensions.lifecycle.lapse_after: must be a duration such as "30d": a whole number with s, m, h, d or w '
         "(it is 'x')",
         "15: dimensions.odd.engine: must be one of 'lifecycle', 'attribute', 'bands', 'dominant', 'pareto', 'rfm', "
-        "'rules' (it is 'nope')",
+        "'cluster', 'rules' (it is 'nope')",
         "17: dimensions.none.engine: is required",
         "22: dimensions.spend.bands: must have ascending lower bounds",
         "30: dimensions.style.rules.0.when.1: a measure needs from, below or both, and neither is nor not",

@@ -48,6 +48,7 @@ def test_a_first_purchase_makes_a_customer_new(shard: Feeder) -> None:
         "title": None,
         "channel": None,
         "viable": True,
+        "model_version": None,
         "cause": "purchase",
         "event_id": "e1",
         "effective_at": "2024-01-02T00:00:00Z",
