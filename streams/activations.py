@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from models.activation import Activation
+from models.clusters import ClusterModel
 from models.errors import StateError
 from models.instants import NEVER
+from models.learner import LearnerState
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs, Summary, cutoffs_of
 from models.segmenter import Segmenter
@@ -101,15 +103,16 @@ class Activations:
         later = range(number + 1, self.latest + 1)
         return next((each for each in later if self[each].cutoffs.as_of >= as_of), None)
 
-    def merge(self, partitions: int) -> bool:
+    def merge(self, partitions: int, *, models: bool = True) -> bool:
         """Activate new cut-offs if all shards have summarised themselves as of a later instant than the last.
 
-        Returns whether it did. It does not matter who calls this, nor how many do.
+        ``models`` says to wait for what has been learned by then, too. Returns whether it did. It does not matter who
+        calls this, nor how many do.
         """
         with self._lock:
-            return self._merge(partitions)
+            return self._merge(partitions, models)
 
-    def _merge(self, partitions: int) -> bool:
+    def _merge(self, partitions: int, models: bool) -> bool:
         active = self.active
         policy = self.policy(active.policy_version)
         if not policy.needs_population:
@@ -119,8 +122,22 @@ class Activations:
         for instant in sorted(set[int]().union(*known)):
             parts = self._summaries(instant, known) if instant > active.cutoffs.as_of else None
             if parts is not None:
-                return self._activate(active, policy, instant, Summary.merged(parts))
+                learned = self._learned(policy, instant)
+                if learned is None and models:
+                    return False
+                return self._activate(active, policy, instant, Summary.merged(parts), learned or {})
         return False
+
+    def _learned(self, policy: Policy, instant: int) -> dict[str, ClusterModel] | None:
+        """The clusters' models as of an instant, of those that have one by then; None while it is not known."""
+        learned = {}
+        for name in policy.clusters:
+            stored = self._store.learned_model(name, instant)
+            if stored is None:
+                return None
+            if stored != b"null":
+                learned[name] = ClusterModel.parse(stored)
+        return learned
 
     def _summaries(self, instant: int, known: Sequence[set[int]]) -> list[Summary] | None:
         """All shards' summaries as of an instant, or None if one is missing.
@@ -137,17 +154,24 @@ class Activations:
             parts.append(part)
         return parts
 
-    def _activate(self, active: Activation, policy: Policy, instant: int, population: Summary) -> bool:
-        cutoffs = cutoffs_of(policy, population, instant, active.cutoffs)
+    def _activate(
+        self,
+        active: Activation,
+        policy: Policy,
+        instant: int,
+        population: Summary,
+        learned: Mapping[str, ClusterModel],
+    ) -> bool:
+        cutoffs = cutoffs_of(policy, population, instant, active.cutoffs, learned)
         following = Activation(
             active.number + 1,
             "population",
             active.policy_version,
             instant,
             instant + policy.population.settle,
-            # A dimension's first cut-offs label everybody, which is no move that anybody made.
-            not cutoffs.scores.keys() <= active.cutoffs.scores.keys(),
+            False,
             cutoffs,
+            tuple(sorted(cutoffs.known - active.cutoffs.known)),
         )
         done = self._store.activate(following, population=population.cut())
         if done:
@@ -167,11 +191,26 @@ class Activations:
             population = self._store.population()
             cutoffs = Cutoffs()
             if population is not None:
-                cutoffs = cutoffs_of(policy, population[1], population[0], self.active.cutoffs)
+                before = self.active.cutoffs
+                # A dimension that is there again, as after a rollback, has what it had learned.
+                learned = {name: model for name, model in self._lately().items() if name not in before.clusters}
+                cutoffs = cutoffs_of(policy, population[1], population[0], before, learned)
             following = Activation(self.latest + 1, "policy", policy.version, instant, NEVER, backfill, cutoffs)
             if self._store.activate(following, policy.text):
                 self.refresh()
                 return following
+
+    def _lately(self) -> dict[str, ClusterModel]:
+        """What has been learned last of each cluster dimension there ever was, as far as it can be read."""
+        found: dict[str, ClusterModel] = {}
+        for name, stored in self._store.learners()[1].items():
+            try:
+                model = LearnerState.parse(stored).model
+            except StateError as error:
+                log.warning("%s; going on without it", error, extra={"action": "clusters"})
+            else:
+                found |= {} if model is None else {name: model}
+        return found
 
     def _check(self, policy: Policy, *, again: bool) -> None:
         known = self._store.policy_text(policy.version)

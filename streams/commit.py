@@ -25,7 +25,8 @@ class OutboxEntry:
     """Everything one commit has to publish. ``id`` is ``<the commit's number>-<owner's token>``.
 
     The changes at the positions ``withheld`` show in snapshots only; the snapshots of the customers ``forgotten``, who
-    were erased without a change, are removed.
+    were erased without a change, are removed. ``draws`` are customers drawn for cluster dimensions, each the JSON of a
+    Draw.
     """
 
     id: str
@@ -33,6 +34,7 @@ class OutboxEntry:
     dead_letters: Sequence[DeadLetter]
     withheld: Sequence[int] = ()
     forgotten: Sequence[str] = ()
+    draws: Sequence[bytes] = ()
 
     @property
     def number(self) -> int:
@@ -52,8 +54,9 @@ class OutboxEntry:
     def encode(self) -> bytes:
         """The entry as stored: JSON."""
         rest = orjson.dumps({"dead_letters": self.dead_letters, "withheld": self.withheld, "forgotten": self.forgotten})
-        # Joined by hand: the changes are text already, and most of an entry.
-        return b'{"format":%d,"changes":[%b],%b' % (_ENTRY_FORMAT, b",".join(self.values), rest[1:])
+        # Joined by hand: changes and draws are text already, and most of an entry.
+        changes, draws = b",".join(self.values), b",".join(self.draws)
+        return b'{"format":%d,"changes":[%b],"draws":[%b],%b' % (_ENTRY_FORMAT, changes, draws, rest[1:])
 
     @classmethod
     def decode(cls, entry_id: str, stored: bytes) -> OutboxEntry:
@@ -63,7 +66,8 @@ class OutboxEntry:
             if entry["format"] != _ENTRY_FORMAT:
                 raise StateError(f"outbox entry {entry_id} was stored in format {entry['format']}; run a newer version")
             withheld, forgotten = entry.get("withheld", ()), tuple(entry.get("forgotten", ()))
-            return cls(entry_id, entry["changes"], entry["dead_letters"], withheld, forgotten)
+            draws = tuple(orjson.dumps(draw) for draw in entry.get("draws", ()))
+            return cls(entry_id, entry["changes"], entry["dead_letters"], withheld, forgotten, draws)
         except (orjson.JSONDecodeError, KeyError, TypeError):
             raise StateError(f"outbox entry {entry_id} is damaged; restore the store from a backup") from None
 

@@ -6,7 +6,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 EVENTS = Counter(
     "segmenter_events_total",
-    "Records of the input topics, by what became of them: used or refused.",
+    "Records of the topics that workers read, by what became of them: used or refused.",
     ["topic", "outcome"],
 )
 CHANGES = Counter(
@@ -66,7 +66,7 @@ OUTBOX_PENDING = Gauge(
 DEAD_LETTERS = Counter("segmenter_dead_letters_total", "Records refused, by code.", ["code"])
 CONSUMER_LAG = Gauge(
     "segmenter_consumer_lag_records",
-    "Records of the input topics behind the end of the log, not yet committed.",
+    "Records behind the end of the log, not yet committed, of the topics that workers read.",
     ["topic", "partition"],
 )
 REWINDS = Counter(
@@ -81,6 +81,43 @@ REFUSED_COMMITS = Counter(
 RELOADS = Counter("segmenter_shard_reloads_total", "Shards dropped and loaded again after a failure.")
 SHARDS = Gauge("segmenter_shards", "Shards this worker owns.")
 POLICY_VERSION = Gauge("segmenter_policy_version", "Version of the policy in force.")
+MODEL_VERSION = Gauge(
+    "segmenter_cluster_model_version",
+    "Version of the model that was learned last; set by the worker that learns.",
+    ["dimension"],
+)
+MODEL_AS_OF = Gauge(
+    "segmenter_cluster_model_as_of_timestamp_seconds",
+    "As of when the customers were drawn that were learned last, in the shards' own time, as a Unix time.",
+    ["dimension"],
+)
+SAMPLES = Gauge("segmenter_cluster_samples", "Customers drawn that the model has learned so far.", ["dimension"])
+QUANTISATION_ERROR = Gauge(
+    "segmenter_cluster_quantisation_error",
+    "Root of the mean squared distance from a customer drawn to the nearest centre, in standard deviations.",
+    ["dimension"],
+)
+SILHOUETTE = Gauge(
+    "segmenter_cluster_silhouette",
+    "Mean silhouette of the customers drawn last: 1 where clusters are far apart, 0 where they touch.",
+    ["dimension"],
+)
+SHARE = Gauge(
+    "segmenter_cluster_share",
+    "Share of the customers drawn last that are in each cluster.",
+    ["dimension", "cluster"],
+)
+DRIFTS = Counter(
+    "segmenter_cluster_drifts_total",
+    "Times that customers were seen to have changed, so that the model learns faster.",
+    ["dimension"],
+)
+TRAINER_FAILED = Gauge("segmenter_trainer_failed", "1 while this worker should learn clusters and cannot, else 0.")
+LABELS_MOVED = Gauge(
+    "segmenter_cluster_labels_moved",
+    "Customers whom the model in force has moved to another cluster since the shard took it.",
+    ["dimension", "shard"],
+)
 LAST_PROGRESS = Gauge(
     "segmenter_last_progress_timestamp_seconds",
     "When this worker last made progress or had nothing to do, as a Unix time.",
@@ -89,6 +126,12 @@ LAST_PROGRESS = Gauge(
 
 def forget_shard(shard: str) -> None:
     """Drop the gauges of a shard that this worker no longer owns, so that sums over workers stay true."""
-    for gauge in (CUSTOMERS, MOVES, CUTOFFS_AS_OF, LAPSE_LAG, OUTBOX_PENDING, CONSUMER_LAG):
+    for gauge in (CUSTOMERS, MOVES, CUTOFFS_AS_OF, LAPSE_LAG, OUTBOX_PENDING, LABELS_MOVED, CONSUMER_LAG):
         label = "partition" if gauge is CONSUMER_LAG else "shard"
         gauge.remove_by_labels({label: shard})
+
+
+def forget_model(dimension: str) -> None:
+    """Drop the gauges of a model that this worker no longer learns."""
+    for gauge in (MODEL_VERSION, MODEL_AS_OF, SAMPLES, QUANTISATION_ERROR, SILHOUETTE, SHARE):
+        gauge.remove_by_labels({"dimension": dimension})

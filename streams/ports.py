@@ -81,6 +81,24 @@ class StateStore(Protocol):
         """
         ...
 
+    def learners(self) -> tuple[int | None, Mapping[str, bytes]]:
+        """The next offset of the samples topic, None before the first commit of learners; each dimension's as JSON."""
+        ...
+
+    def commit_learners(
+        self, start: int | None, end: int, learners: Mapping[str, bytes], models: Mapping[tuple[str, int], bytes]
+    ) -> None:
+        """Write learners by dimension and the models published by them, by dimension and instant, up to offset ``end``.
+
+        Learners that are not among them stay, and so does a model that was published before. Raises LostBatch, and
+        then nothing was written, unless ``start`` is the next offset that the store has, None if it has none.
+        """
+        ...
+
+    def learned_model(self, dimension: str, as_of: int) -> bytes | None:
+        """The ClusterModel published as of an instant as JSON; null if there was none, None while it is not known."""
+        ...
+
     def commit(self, commit: ShardCommit) -> None:
         """Write all of it. Raises StaleOwner or LostBatch, and then nothing was written."""
         ...

@@ -13,13 +13,15 @@ from typing import Final, NamedTuple
 
 from models.activation import Activation
 from models.changes import SegmentChanged
+from models.clusters import ClusterModel
 from models.dimensions import Dimension, dimensions_of
 from models.engines import Scored
 from models.events import ROLES
 from models.instants import DAY, NEVER
+from models.outcome import Outcome
 from models.policy import Policy, Tally
 from models.population import Cutoffs, Summary, cutoffs_of, summary_of
-from models.segmenter import Outcome
+from models.sampling import draw_of
 from models.table import CustomerTable
 from streams.activations import Activations
 from streams.errors import ConfigurationError
@@ -249,7 +251,7 @@ class _Reasons:
 def _unknown(policy: Policy, cutoffs: Cutoffs) -> list[str]:
     """Dimensions that label nobody because the population has not been summarised."""
     every = policy.dimensions.items()
-    return [name for name, each in every if isinstance(each, Scored) and name not in cutoffs.scores]
+    return [name for name, each in every if isinstance(each, Scored) and name not in cutoffs.known]
 
 
 def _summarised(
@@ -258,8 +260,11 @@ def _summarised(
     """What the first summary of the population will do, were it made of the customers as they are now."""
     as_of = max(shard.processor.time for shard in shards)
     population = Summary.merged([summary_of(shard.processor.table, as_of) for shard in shards])
-    cutoffs = cutoffs_of(policy, population, as_of, Cutoffs())
     active = activations.active
+    learned = dict(active.cutoffs.clusters)
+    if unknown := [name for name in policy.clusters if name not in learned]:
+        learned |= _learned([shard.processor.table for shard in shards], unknown, as_of)
+    cutoffs = cutoffs_of(policy, population, as_of, Cutoffs(), learned)
     store.activate(Activation(active.number + 1, "population", active.policy_version, as_of, NEVER, False, cutoffs))
     activations.refresh()
     moves = Moves()
@@ -268,6 +273,16 @@ def _summarised(
         shard.follow(taken)
         taken.explain(_Reasons(shard.processor, dimensions_of(policy, cutoffs)))
     return moves
+
+
+def _learned(tables: Sequence[CustomerTable], dimensions: Sequence[str], as_of: int) -> dict[str, ClusterModel]:
+    """The first models of cluster dimensions, as far as there are customers enough."""
+    from models.clustering import learn  # late: River takes seconds to be imported
+
+    draws = [
+        draw_of(table, name, as_of, shard, len(tables)) for name in dimensions for shard, table in enumerate(tables)
+    ]
+    return {name: model for (name, _), model in learn({}, draws).models.items() if model is not None}
 
 
 def _notes(before: Policy, policy: Policy, cutoffs: Cutoffs) -> Iterator[str]:

@@ -19,10 +19,11 @@ from models.changes import dead_letter
 from models.counts import Count, SegmentCounts
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, Instants
+from models.outcome import Outcome, nothing
 from models.policy import Policy
 from models.population import Cutoffs, Summary, summary_of
 from models.rows import layout_of, load, pack, unpack
-from models.segmenter import Outcome, nothing
+from models.sampling import draw_of
 from models.table import AttributeValues, CustomerTable
 from streams.activations import Activations
 from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
@@ -223,7 +224,7 @@ class BatchProcessor:
         stop = self.stop_at
         if stop == NEVER:
             begin = self._floor(target)
-            return self._step(nothing(begin), (), {}, (begin, Summary.empty()))
+            return self._summarise(begin, nothing(begin), Summary.empty())
         summarising = stop == self._next_summary
         if summarising:
             # Of very many instants at once, as after an event with a clock gone wild, the last are enough.
@@ -232,9 +233,19 @@ class BatchProcessor:
         if step is not None:
             return step
         if summarising:
-            return self._step(nothing(self.time), (), {}, (stop, summary_of(self.table, stop)))
+            return self._summarise(stop, nothing(self.time), summary_of(self.table, stop))
         number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
         return None if number is None else self._adopt(number)
+
+    def _summarise(self, instant: int, outcome: Outcome, summary: Summary) -> Step:
+        """What a shard says about its customers as of an instant: its summary, and draws for what is learned."""
+        draws = [
+            draw_of(
+                *(self.table, name, instant, self.shard.number, self.shard.partitions), begins=self.time == NEVER
+            ).encode()
+            for name in self.policy.clusters
+        ]
+        return self._step(outcome, (), {}, (instant, summary), draws)
 
     def give_up(self) -> None:
         """Go on without the cut-offs that ``stop`` waits for; they are taken when they come."""
@@ -285,6 +296,7 @@ class BatchProcessor:
         refusals: Sequence[Refusal],
         ranges: Mapping[Role, Range],
         summary: tuple[int, Summary] | None = None,
+        draws: Sequence[bytes] = (),
     ) -> Step:
         table, topics, segmenter = self.table, self.shard.topics, self._segmenter
         self.counts.update(table, outcome.touched)
@@ -292,9 +304,9 @@ class BatchProcessor:
         # What a slice has left behind must be due again for whoever loads the shard next.
         left = table.due(outcome.time)
         entry = None
-        if outcome.published or letters or outcome.forgotten:
+        if outcome.published or letters or outcome.forgotten or draws:
             name = f"{self._next_commit}-{self.token}"
-            entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten)
+            entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten, draws)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
         layout = layout_of(table)
         commit = ShardCommit(

@@ -21,9 +21,9 @@ from models.changes import DeadLetter, SegmentChanged, dead_letter
 from models.counts import Count
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, parse
+from models.outcome import Outcome
 from models.partitioner import partitions_of
 from models.policy import Policy, default_policy
-from models.segmenter import Outcome
 from models.wire import NO_EVENT
 from streams.activations import Activations
 from streams.commit import Range
@@ -31,6 +31,7 @@ from streams.customers import customers_of, segment_sizes
 from streams.processor import BatchProcessor, Clock, Shard, Step
 from streams.recorded import RecordedEvent, recorded_event
 from streams.store.memory import MemoryStore
+from streams.trainer import Trainer
 
 
 class ReplayRecord(NamedTuple):
@@ -90,6 +91,7 @@ class Replay:
         self._placed: list[_Placed] = []
         self._refused: dict[int, DeadLetter] = {}
         self._store = store
+        self._trainer, self._drawn = Trainer(store), 0
 
     @property
     def activations(self) -> list[Activation]:
@@ -201,8 +203,12 @@ class Replay:
 
     def _commit(self, processor: BatchProcessor, step: Step, batch: EventBatch | None) -> None:
         processor.commit(step)
-        if step.commit.entry is not None:
-            self._store.acknowledge(processor.shard.number, [step.commit.entry.id])
+        entry = step.commit.entry
+        if entry is not None:
+            if entry.draws:
+                start, self._drawn = self._drawn, self._drawn + len(entry.draws)
+                self._trainer.learn(start, self._drawn, entry.draws)
+            self._store.acknowledge(processor.shard.number, [entry.id])
         self._collect(step.outcome, batch)
 
     def _collect(self, outcome: Outcome, batch: EventBatch | None) -> None:

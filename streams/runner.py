@@ -24,6 +24,7 @@ from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
 from streams.inbox import Batch, Beyond, Inbox
 from streams.outbox import Outbox
 from streams.processor import BatchProcessor, Clock, Step
+from streams.reading import unread
 from streams.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ class ShardRunner:
         self._awaiting_since: float | None = None
         self._impatient = False
         self._moves = Counter[str]()
+        #: By dimension, whom the model of the activation ``_counted_for`` has moved.
+        self._relabelled = Counter[str]()
+        self._counted_for = 0
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self.last_progress = time.monotonic()
@@ -121,11 +125,11 @@ class ShardRunner:
         expected = self._next[role]
         if covered.end <= expected or self._failure is not None:
             return
-        if covered.start > expected:
-            self._fail(LostBatch(f"{role} was expected at offset {expected} and came at {covered.start}"))
+        try:
+            records = unread(role, expected, covered, records)
+        except LostBatch as error:
+            self._fail(error)
             return
-        if covered.start < expected:
-            records = [record for record in records if record.offset >= expected]
         latest = FOREVER if self.processor.clock is Clock.EVENT else self._wall_clock() + self._skew
         events, refusals = self.processor.read(role, records, latest)
         self._inbox.put(role, Range(expected, covered.end), events, refusals)
@@ -204,7 +208,8 @@ class ShardRunner:
     async def _stop_time(self, target: int) -> bool:
         """Summarise the population or take new cut-offs, where time must not pass before. Returns whether it may go on.
 
-        Cut-offs need all shards, so they are waited for a while; once that was in vain, no longer until some come.
+        Cut-offs need all shards, and clusters a worker that learns them, so they are waited for a while; once that was
+        in vain, no longer until some come.
         """
         step = self.processor.stop(target, most=self._settings.batch_size)
         if step is not None:
@@ -219,15 +224,19 @@ class ShardRunner:
         if not self._impatient and now - self._awaiting_since < self._settings.merge_wait:
             self.last_progress = now
             return False
+        # What all shards have said about themselves serves without what has been learned from it.
+        unlearned = await asyncio.to_thread(activations.merge, partitions, models=False)
         if not self._impatient:
             shard = self.processor.shard.number
+            missing = "nobody has learned clusters" if unlearned else "another shard has not summarised its customers"
             log.warning(
-                "shard %d: another shard has not summarised its customers after %.1f s; going on with the cut-offs of "
-                "before",
-                *(shard, self._settings.merge_wait),
+                "shard %d: %s after %.1f s; going on with those of before",
+                *(shard, missing, self._settings.merge_wait),
                 extra={"action": "cutoffs_missing", "shard": shard},
             )
         self._impatient, self._awaiting_since = True, None
+        if unlearned:
+            return True
         metrics.CUTOFFS_MISSED.inc()
         self.processor.give_up()
         return True
@@ -324,9 +333,14 @@ class ShardRunner:
         await asyncio.to_thread(self.processor.commit, step)
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()
+        if self._counted_for != self.processor.activation:
+            self._counted_for = self.processor.activation
+            self._relabelled.clear()
         for move, count in step.outcome.changes.moves(self.processor.table).items():
             metrics.CHANGES.labels(*move).inc(count)
             self._moves[move[0]] += count
+            if move[-1] == "model":
+                self._relabelled[move[0]] += count
         self._report_sizes()
 
     def _report_sizes(self) -> None:
@@ -337,6 +351,8 @@ class ShardRunner:
             metrics.CUSTOMERS.labels(dimension, segment, number).set(count.customers)
         for dimension, held in customers.items():
             metrics.MOVES.labels(dimension, number).set(self._moves[dimension] / held if held else 0)
+        for dimension in self.processor.policy.clusters:
+            metrics.LABELS_MOVED.labels(dimension, number).set(self._relabelled[dimension])
         as_of = self.processor.cutoffs.as_of
         metrics.CUTOFFS_AS_OF.labels(number).set(0 if as_of == NEVER else as_of / SECOND)
 

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     changes_topic: Annotated[TopicName, Field(description="where segment changes go")] = "segment-changes"
     snapshots_topic: Annotated[TopicName, Field(description="compacted: customer to all labels")] = "customer-segments"
     dead_letters_topic: Annotated[TopicName, Field(description="records that cannot be used")] = "dead-letters"
+    samples_topic: Annotated[TopicName, Field(description="customers drawn, from which clusters are learned")] = (
+        "cluster-samples"
+    )
 
     # HTTP
     http_host: Annotated[str, Field(description="address of /metrics, /healthz, /readyz; 0.0.0.0 for every one")] = (
@@ -117,7 +120,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _distinct_topics(self) -> Settings:
-        names = [*self.topics.values(), self.changes_topic, self.snapshots_topic, self.dead_letters_topic]
+        names = [*self.topics.values(), *self.output_topics]
         if len(set(names)) != len(names):
             variables = ", ".join(f"{ENV_PREFIX}{name.upper()}" for name in type(self).model_fields if "_topic" in name)
             raise ValueError(f"each topic must have a name of its own: {variables}")
@@ -131,6 +134,11 @@ class Settings(BaseSettings):
             "purchases": self.purchases_topic,
             "erasures": self.erasures_topic,
         }
+
+    @property
+    def output_topics(self) -> tuple[str, ...]:
+        """The topics that workers write to; they read the samples themselves."""
+        return self.changes_topic, self.snapshots_topic, self.dead_letters_topic, self.samples_topic
 
     def load_policy(self) -> Policy:
         """Read the policy. Raises ConfigurationError that names the file, and line and key of all that is wrong."""

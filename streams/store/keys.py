@@ -29,3 +29,8 @@ def fleet_key(namespace: str) -> str:
 def policy_key(namespace: str) -> str:
     """The hash of the activations, their policies, and the population as it was last summarised."""
     return f"{namespace}:policy"
+
+
+def clusters_key(namespace: str) -> str:
+    """The hash of the learners of cluster dimensions, the models they published, and what they have read."""
+    return f"{namespace}:clusters"

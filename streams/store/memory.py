@@ -50,6 +50,9 @@ class MemoryStore:
         self._activations: list[bytes] = []
         self._policies: dict[int, str] = {}
         self._population: tuple[int, bytes] | None = None
+        self._samples_offset: int | None = None
+        self._learners: dict[str, bytes] = {}
+        self._models: dict[tuple[str, int], bytes] = {}
 
     def _shard(self, shard: int) -> _Shard:
         return self._shards.setdefault(shard, _Shard())
@@ -147,6 +150,24 @@ class MemoryStore:
         if population is not None:
             self._population = (activation.cutoffs.as_of, population.json)
         return True
+
+    def learners(self) -> tuple[int | None, Mapping[str, bytes]]:
+        """See StateStore."""
+        return self._samples_offset, dict(self._learners)
+
+    def commit_learners(
+        self, start: int | None, end: int, learners: Mapping[str, bytes], models: Mapping[tuple[str, int], bytes]
+    ) -> None:
+        """See StateStore."""
+        if start != self._samples_offset:
+            raise LostBatch(f"the learners are at offset {self._samples_offset}, what was learned begins at {start}")
+        self._samples_offset = end
+        self._learners.update(learners)
+        self._models = {**models, **self._models}
+
+    def learned_model(self, dimension: str, as_of: int) -> bytes | None:
+        """See StateStore."""
+        return self._models.get((dimension, as_of))
 
     def commit(self, commit: ShardCommit) -> None:
         """See StateStore."""

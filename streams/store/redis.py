@@ -18,7 +18,7 @@ from models.population import Summary
 from streams.commit import ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
 from streams.store import codec
-from streams.store.keys import fleet_key, policy_key, shard_keys
+from streams.store.keys import clusters_key, fleet_key, policy_key, shard_keys
 
 #: Everything is checked before the first write: scripts are isolated, but not rolled back.
 #: ARGV: the token, the number of commits before this one, the activation, then lists, each preceded by its length:
@@ -80,6 +80,34 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 2))
 return 1
 """
 
+#: ARGV: the offset before, empty if there is none; how many fields and values follow of what is replaced, these, and
+#: then those of what is written once.
+_LEARN: Final = """
+local stored = redis.call('HGET', KEYS[1], 'offset')
+if (stored or '') ~= ARGV[1] then return 'lost ' .. (stored or 'nothing') end
+local fields, replaced = {}, 2 + tonumber(ARGV[2])
+for i = 3, #ARGV, 2 do
+  if i <= replaced or redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
+    table.insert(fields, ARGV[i])
+    table.insert(fields, ARGV[i + 1])
+  end
+end
+for i = 1, #fields, 4000 do redis.call('HSET', KEYS[1], unpack(fields, i, math.min(i + 3999, #fields))) end
+return 'ok'
+"""
+
+#: The next offset of the samples topic, then each learner's dimension and state.
+_LEARNERS: Final = """
+local found = {redis.call('HGET', KEYS[1], 'offset')}
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 8) == 'learner:' then
+    table.insert(found, string.sub(field, 9))
+    table.insert(found, redis.call('HGET', KEYS[1], field))
+  end
+end
+return found
+"""
+
 #: A script, because a transaction may not even read when Redis is out of memory.
 _READ: Final = """
 local parts = {}
@@ -137,7 +165,10 @@ class RedisStore:
         self._script = self._redis.register_script(_COMMIT)
         self._read = self._redis.register_script(_READ)
         self._activate = self._redis.register_script(_ACTIVATE)
+        self._learn = self._redis.register_script(_LEARN)
+        self._learned = self._redis.register_script(_LEARNERS)
         self._policy = policy_key(namespace)
+        self._clusters = clusters_key(namespace)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -280,6 +311,35 @@ class RedisStore:
             fields |= {"population_as_of": activation.cutoffs.as_of, "population": population.json}
         args = [activation.number - 1, *(part for pair in fields.items() for part in pair)]
         return bool(self._activate(keys=[self._policy], args=args))
+
+    @_translated
+    def learners(self) -> tuple[int | None, Mapping[str, bytes]]:
+        """See StateStore."""
+        offset, *found = cast(list[bytes | None], self._learned(keys=[self._clusters]))
+        names, learners = cast(list[bytes], found[::2]), cast(list[bytes], found[1::2])
+        try:
+            position = None if offset is None else int(offset)
+        except ValueError:
+            raise StateError(f"the field offset of {self._clusters} in Redis is damaged; see docs/STATE.md") from None
+        return position, {name.decode(): each for name, each in zip(names, learners, strict=True)}
+
+    @_translated
+    def commit_learners(
+        self, start: int | None, end: int, learners: Mapping[str, bytes], models: Mapping[tuple[str, int], bytes]
+    ) -> None:
+        """See StateStore."""
+        replaced = ["offset", end, *(part for name, each in learners.items() for part in (f"learner:{name}", each))]
+        once = [part for (name, as_of), each in models.items() for part in (f"model:{name}:{as_of}", each)]
+        args = ["" if start is None else start, len(replaced), *replaced, *once]
+        answer = cast(bytes, self._learn(keys=[self._clusters], args=args)).decode()
+        if answer.startswith("lost"):
+            stored = answer.partition(" ")[2]
+            raise LostBatch(f"the learners are at offset {stored}, what was learned begins at {start}")
+
+    @_translated
+    def learned_model(self, dimension: str, as_of: int) -> bytes | None:
+        """See StateStore."""
+        return cast(bytes | None, self._redis.hget(self._clusters, f"model:{dimension}:{as_of}"))
 
     @_translated
     def commit(self, commit: ShardCommit) -> None:

@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pytest
 
 from models.activation import Activation
@@ -43,6 +45,7 @@ def entry_of(number: int, token: str = "t", customer: str = "c") -> OutboxEntry:
         "title": "Neu dabei",
         "channel": None,
         "viable": True,
+        "model_version": None,
         "cause": "purchase",
         "event_id": f"e-{number}",
         "effective_at": "2024-01-05T09:30:00Z",
@@ -92,6 +95,24 @@ class Held(NamedTuple):
     rows: dict[str, bytes]
     segments: Mapping[str, Count]
 
+
+class Learned(NamedTuple):
+    """Everything a store shows of the learners of clusters: of two dimensions at three instants."""
+
+    offset: int | None
+    learners: Mapping[str, bytes]
+    models: dict[tuple[str, int], bytes | None]
+
+
+def learned(store: StateStore) -> Learned:
+    """All that the store shows of learners."""
+    offset, learners = store.learners()
+    asked = product(("cluster", "größe:k"), (-7, 0, 2**62))
+    return Learned(offset, dict(learners), {each: store.learned_model(*each) for each in asked})
+
+
+#: What a store shows of learners before anything was learned.
+NOTHING_LEARNED = Learned(None, {}, dict.fromkeys(product(("cluster", "größe:k"), (-7, 0, 2**62))))
 
 #: What a store shows of a shard that nobody has touched.
 NOTHING = Held(ShardHeader(), {}, {})
@@ -738,6 +759,91 @@ class StoreContract:
         put(store, "t", {}, forget=100)
         assert list(store.summarised(0)) == [1_000_000]
         assert store.header(0).summarised == 1_000_000
+
+    # Learners of clusters
+
+    def test_a_store_begins_without_learners(self, store: StateStore) -> None:
+        """Nothing has been read and nothing learned, also after shards have been used."""
+        started(store)
+        assert learned(store) == NOTHING_LEARNED
+
+    def test_learners_are_read_back(self, store: StateStore) -> None:
+        """Learners, published models and the next offset come back as they were, at the ends of their ranges too."""
+        models = {("cluster", -7): b"null", ("größe:k", 2**62): b'{"version":1}', ("größe:k", 0): b"\x00\r\n"}
+        store.commit_learners(None, 2**62, {"cluster": b"{}", "größe:k": bytes(range(256))}, models)
+        assert learned(store) == (
+            2**62,
+            {"cluster": b"{}", "größe:k": bytes(range(256))},
+            NOTHING_LEARNED.models | models,
+        )
+
+    def test_the_next_learning_adds_and_replaces(self, store: StateStore) -> None:
+        """Learners that are named are replaced, others and all models stay, and without either the offset moves."""
+        store.commit_learners(None, 0, {"cluster": b"one", "größe:k": b"one"}, {("cluster", 0): b"a"})
+        store.commit_learners(0, 7, {"cluster": b"two"}, {("größe:k", 0): b"b"})
+        store.commit_learners(7, 8, {}, {})
+        models = NOTHING_LEARNED.models | {("cluster", 0): b"a", ("größe:k", 0): b"b"}
+        assert learned(store) == (8, {"cluster": b"two", "größe:k": b"one"}, models)
+
+    @pytest.mark.parametrize("first", [b"null", b"model"])
+    def test_a_published_model_never_changes(self, store: StateStore, first: bytes) -> None:
+        """What was published as of an instant stays, whoever learns it again; the rest of that commit is written."""
+        store.commit_learners(None, 5, {"cluster": b"one"}, {("cluster", 0): first})
+        store.commit_learners(5, 5, {"cluster": b"two"}, {("cluster", 0): b"other", ("cluster", -7): b"new"})
+        models = NOTHING_LEARNED.models | {("cluster", 0): first, ("cluster", -7): b"new"}
+        assert learned(store) == (5, {"cluster": b"two"}, models)
+
+    @pytest.mark.parametrize("stored", [None, 0, 10, 2**63 - 1])
+    def test_learning_from_elsewhere_is_refused(self, store: StateStore, stored: int | None) -> None:
+        """Who read from another offset than the store's writes nothing and is told both: somebody else has learned."""
+        if stored is not None:
+            store.commit_learners(None, stored, {"cluster": b"one"}, {("cluster", 0): b"model"})
+        before = learned(store)
+        for start in {None, 0, 1, 9, 10, 11, 2**63 - 2, 2**63 - 1} - {stored}:
+            with pytest.raises(LostBatch, match=f"begins at {start}"):
+                store.commit_learners(start, 99, {"cluster": b"two", "größe:k": b"two"}, {("cluster", -7): b"two"})
+            assert learned(store) == before
+        store.commit_learners(stored, 99, {}, {})
+        assert learned(store) == before._replace(offset=99)
+
+    def test_learning_that_was_sent_twice_is_written_once(self, store: StateStore) -> None:
+        """The second of two is refused: the offset has moved on."""
+        store.commit_learners(None, 5, {"cluster": b"one"}, {})
+        store.commit_learners(5, 9, {"cluster": b"two"}, {})
+        with pytest.raises(LostBatch):
+            store.commit_learners(5, 9, {"cluster": b"three"}, {})
+        assert store.learners() == (9, {"cluster": b"two"})
+
+    def test_learning_may_go_on_after_a_gap_or_begin_again(self, store: StateStore) -> None:
+        """Where reading ended is told beside where it began, so that it may skip what is gone, or step back."""
+        store.commit_learners(None, 5, {}, {})
+        store.commit_learners(5, 1000, {}, {})
+        store.commit_learners(1000, 3, {}, {})
+        assert store.learners() == (3, {})
+
+    def test_thousands_of_models_in_one_commit(self, store: StateStore) -> None:
+        """One commit takes more models than a command takes arguments at once, and loses none."""
+        models = {("cluster", instant): b"%d" % instant for instant in range(9_001)}
+        store.commit_learners(None, 1, {"cluster": b"x" * 1_000_000}, models)
+        assert all(store.learned_model(*each) == model for each, model in models.items())
+        assert store.learners() == (1, {"cluster": b"x" * 1_000_000})
+
+    def test_learners_and_shards_do_not_touch_each_other(self, store: StateStore) -> None:
+        """Learning changes no shard, and a shard's commit no learner."""
+        before = started(store)
+        store.commit_learners(None, 1, {"cluster": b"one"}, {("cluster", 0): b"model"})
+        assert held(store) == before
+        now = learned(store)
+        store.commit(full_commit("t", {}))
+        assert learned(store) == now
+
+    @pytest.mark.parametrize("draws", [(), (b'{"dimension":"k"}',), (b'{"a":[1.5,2e-7]}', b"{}")])
+    def test_draws_are_remembered(self, store: StateStore, draws: Sequence[bytes]) -> None:
+        """Whoever publishes an entry that another worker has left publishes its draws, too."""
+        store.acquire(0, "t", START, {})
+        put(store, "t", {}, entry=replace(entry_of(1), draws=draws))
+        (entry,) = store.header(0).entries
+        assert [orjson.loads(draw) for draw in entry.draws] == [orjson.loads(draw) for draw in draws]
 
     # Shards and fleets
 

@@ -44,6 +44,7 @@ WRITES: dict[str, Callable[[RedisStore], object]] = {
     "acquire": lambda store: store.acquire(0, "t", START, {}),
     "commit": lambda store: store.commit(NEXT),
     "activate": lambda store: store.activate(activation_of(1, 1), "text", a_summary(1)),
+    "commit_learners": lambda store: store.commit_learners(None, 1, {"cluster": b"{}"}, {("cluster", 0): b"null"}),
 }
 EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
     "acknowledge": lambda store: store.acknowledge(0, ["1-t"]),
@@ -59,6 +60,8 @@ EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
     "population": lambda store: store.population(),
     "summarised": lambda store: store.summarised(0),
     "summary": lambda store: store.summary(0, 1),
+    "learners": lambda store: store.learners(),
+    "learned_model": lambda store: store.learned_model("cluster", 0),
 }
 
 
@@ -279,6 +282,23 @@ class TestFull:
             store.acknowledge(0, ["1-t"])
             admin.config_set("maxmemory", "0")
             assert not store.header(0).entries
+
+    def test_learning_that_fills_redis_is_whole(self, server: RealRedis, admin: redis.Redis) -> None:
+        """Where memory runs out while learners are kept, all of it is stored or nothing."""
+        with closing(RedisStore(server.url, "segmenter")) as store:
+            store.commit_learners(None, 0, {}, {})
+            admin.config_set("maxmemory", str(admin.info("memory")["used_memory"] + 2_000_000))
+            for at in range(40):
+                models = {("cluster", 100 * at + i): b"m" * 1_000 for i in range(100)}
+                try:
+                    store.commit_learners(at, at + 1, {"cluster": b"%d" % at}, models)
+                except StoreUnavailable:
+                    assert store.learners() == (at, {"cluster": b"%d" % (at - 1)})
+                    assert {store.learned_model(*each) for each in models} == {None}
+                    break
+                assert store.learners() == (at + 1, {"cluster": b"%d" % at})
+            else:
+                pytest.fail("Redis never was full")
 
     def test_a_commit_that_fills_redis_is_whole(self, server: RealRedis, admin: redis.Redis) -> None:
         """Where memory runs out in the middle of commits, each is stored whole or not at all."""
@@ -536,6 +556,24 @@ class TestForbidden:
             assert segments == NEXT.segments, command
         assert {"hget", "hset", "hdel"} <= refusing
 
+    def test_no_learning_is_half_written(self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore) -> None:
+        """Whichever command is forbidden inside the script that keeps learners, it writes everything or nothing."""
+        refusing = set()
+        for command in sorted(raw.acl_cat("hash")):
+            raw.flushdb()
+            for start in (None, 1):
+                before = contents(raw)
+                with limited(redis_server, raw, f"-{command}") as forbidden:
+                    try:
+                        forbidden.commit_learners(start, 1, {"cluster": b"{}"}, {("cluster", start or 0): b"null"})
+                    except (StoreUnavailable, ServiceUnavailable):
+                        refusing.add(command)
+                        assert contents(raw) == before, command
+                        store.commit_learners(start, 1, {"cluster": b"{}"}, {("cluster", start or 0): b"null"})
+            assert store.learners() == (1, {"cluster": b"{}"}), command
+            assert [store.learned_model("cluster", each) for each in (0, 1)] == [b"null"] * 2, command
+        assert {"hget", "hset", "hexists"} <= refusing
+
 
 def layout_with(text: str) -> tuple[str, str, str]:
     """The stored layout, replaced by a text."""
@@ -625,6 +663,25 @@ class TestDamaged:
         raw.hset("{segmenter:0}:segments", "lifecycle:new", size)
         with pytest.raises(StateError, match=r"damaged.*restore"):
             store.segments(0)
+
+    def test_a_key_of_another_type_refuses_learning(self, raw: redis.Redis, store: RedisStore) -> None:
+        """Where the learners' key is no hash nothing is written, and nothing can be read."""
+        raw.set("segmenter:clusters", "no hash")
+        before = contents(raw)
+        for name in ("commit_learners", "learners", "learned_model"):
+            with pytest.raises(StoreUnavailable, match=r"WRONGTYPE|wrong kind of value"):
+                EVERYTHING[name](store)
+            assert contents(raw) == before
+        raw.delete("segmenter:clusters")
+        EVERYTHING["commit_learners"](store)
+        assert store.learners() == (1, {"cluster": b"{}"})
+
+    @pytest.mark.parametrize("offset", ["", "0x14", "1.5", "x"])
+    def test_a_damaged_offset_of_learners_is_told(self, raw: redis.Redis, store: RedisStore, offset: str) -> None:
+        """It raises StateError, which names key and field."""
+        raw.hset("segmenter:clusters", "offset", offset)
+        with pytest.raises(StateError, match=r"field offset of segmenter:clusters.*damaged.*STATE\.md"):
+            store.learners()
 
     def test_a_value_that_cannot_be_sent_is_a_bug(self, raw: redis.Redis, store: RedisStore) -> None:
         """What is no text, number or bytes is nobody's outage: the error is raised as it is, and nothing is written."""

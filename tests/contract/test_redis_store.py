@@ -51,13 +51,14 @@ class TestRedisStore(StoreContract):
             yield twin
 
     def test_a_full_shard_has_exactly_the_documented_keys(self, store: StateStore, raw: redis.Redis) -> None:
-        """A shard is six hashes, the fleet and the policies one more each, and none of them expires."""
+        """A shard is six hashes, the fleet, the policies and the learners one more each, and none of them expires."""
         started(store)
         put(store, "t", {}, summary=(10, a_summary(1).json), segments={"lifecycle:new": Count(1, 1)})
         store.register(4, "segmenter")
         store.activate(activation_of(1, 1), "text", a_summary(1))
+        store.commit_learners(None, 1, {}, {})
         keys = set(raw.keys())
-        assert keys == SHARD_KEYS | {b"segmenter:fleet", b"segmenter:policy"}
+        assert keys == SHARD_KEYS | {b"segmenter:fleet", b"segmenter:policy", b"segmenter:clusters"}
         assert {raw.type(key) for key in keys} == {b"hash"}
         assert {raw.ttl(key) for key in keys} == {-1}
 
@@ -91,6 +92,15 @@ class TestRedisStore(StoreContract):
             b"population": a_summary(1).json,
         }
 
+    def test_the_learners_hash_has_exactly_the_documented_fields(self, store: StateStore, raw: redis.Redis) -> None:
+        """It holds what has been read, each dimension's learner, and what it published as of each instant."""
+        store.commit_learners(None, 7, {"größe": b"{}"}, {("größe", -5): b"null"})
+        assert raw.hgetall("segmenter:clusters") == {
+            b"offset": b"7",
+            "learner:größe".encode(): b"{}",
+            "model:größe:-5".encode(): b"null",
+        }
+
     def test_a_shard_of_the_version_before_can_be_read(self, store: StateStore, raw: redis.Redis) -> None:
         """Without the fields that it did not know there is no activation, and its time is all that it says."""
         started(store)
@@ -121,7 +131,7 @@ class TestRedisStore(StoreContract):
             ("{", "activation 1 is damaged"),
             ("[]", "activation 1 is damaged"),
             ('{"format":1}', "activation 1 is damaged"),
-            ('{"format":2}', "activation 1 was stored in format 2; run a newer version"),
+            ('{"format":3}', "activation 1 was stored in format 3; run a newer version"),
         ],
     )
     def test_a_damaged_activation_is_told(self, store: StateStore, raw: redis.Redis, stored: str, told: str) -> None:

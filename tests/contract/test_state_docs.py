@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import redis
 
 from models.activation import Activation
 from models.batch import EventBatch
+from models.clusters import ClusterModel, Stored
 from models.events import ROLE_OF_KIND, ROLES, Role
 from models.instants import FOREVER, parse
+from models.learner import LearnerState
 from models.partitioner import partition_of
 from models.policy import Policy, parse_policy
 from models.population import Summary
@@ -28,7 +30,9 @@ from streams.customers import customer_of
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.replay import ReplayRecord
 from streams.store.redis import RedisStore
+from streams.trainer import Trainer
 from tests.support.real_redis import RealRedis
+from tests.support.samples import DAY, recorded, values
 
 PAGE = (Path(__file__).parents[2] / "docs" / "STATE.md").read_text(encoding="utf-8")
 PARTITIONS = 4
@@ -447,7 +451,7 @@ def test_segments_and_outbox_are_as_described(raw: Any, store: RedisStore) -> No
     ((entry_id, entry),) = raw.hgetall("{segmenter:3}:outbox").items()
     assert entry_id == b"1-" + raw.hget("{segmenter:3}:shard", "owner")
     entry = json.loads(entry)
-    assert list(entry) == ["format", "changes", "dead_letters", "withheld", "forgotten"]
+    assert list(entry) == ["format", "changes", "draws", "dead_letters", "withheld", "forgotten"]
     assert entry["format"] == 1
     assert [change["to"] for change in entry["changes"]] == ["new", "regular"]
 
@@ -490,14 +494,18 @@ def test_the_page_names_every_key_and_field(raw: Any, store: RedisStore) -> None
         # As if the other shards had been there, too.
         raw.copy("{segmenter:3}:population", f"{{segmenter:{shard}}}:population")
     assert worker.activations.merge(PARTITIONS)
+    store.commit_learners(None, 1, {"cluster": b"{}"}, {("cluster", last): b"null"})
     keys = {key.decode() for key in raw.keys("*")}
     for key in keys:
         assert "`" + re.sub(r":\d\}", ":7}", key) + "`" in PAGE, key
     for key in keys:
-        if key.endswith((":shard", ":fleet", ":policy")):
+        if key.endswith((":shard", ":fleet", ":policy", ":clusters")):
             for field in raw.hkeys(key):
                 name = re.sub(r"^(offset|backfill):.*", r"\1:<role>", field.decode())
                 name = re.sub(r"^activation:.*", "activation:<number>", re.sub(r"^policy:.*", "policy:<version>", name))
+                name = re.sub(
+                    r"^learner:.*", "learner:<dimension>", re.sub(r"^model:.*", "model:<dimension>:<as_of>", name)
+                )
                 assert f"`{re.sub(r'^layout:.*', 'layout:<id>', name)}`" in PAGE, field
     assert b"first" in raw.hkeys("{segmenter:3}:population")
 
@@ -514,6 +522,53 @@ def test_activations_and_summaries_are_as_described() -> None:
     assert list(summary) == list(stored)
     assert list(summary["distributions"]) == list(stored["distributions"])
     assert summary["distributions"]["recency"] == stored["distributions"]["recency"]
+
+
+def _fields(kind: Any) -> Iterator[str]:
+    """The names of a stored object's fields, and of those that lie within it."""
+    for name, field in kind.model_fields.items():
+        yield name
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Stored):
+                yield from _fields(inner)
+
+
+def test_learners_are_described() -> None:
+    """Every field of a learner and of a model is on the page, and the model that it shows is one."""
+    page = PAGE.partition("## Clusters\n")[2].partition("\n## ")[0]
+    named = {part for name in re.findall(r"`([a-z_.]+)`", page) for part in name.split(".")}
+    fields = set(_fields(LearnerState))
+    assert {"alarm", "least", "heard", "sample", "silhouette"} <= fields
+    assert fields <= named
+    (shown,) = re.findall(r"^`(\{.*\})`", page, flags=re.MULTILINE)
+    model = ClusterModel.parse(shown.encode())
+    assert json.loads(model.encode()) == json.loads(shown)
+    assert list(json.loads(shown)) == list(json.loads(model.encode()))
+
+
+def test_learners_may_be_moved_by_hand(raw: Any, store: RedisStore) -> None:
+    """What the page says that may be done: restore both fields, or remove them and learn everything again."""
+    log = values(recorded(4))
+    trainer = Trainer(store)
+    trainer.load()
+    trainer.learn(0, 6, log[:6])
+    backup = raw.hmget("segmenter:clusters", ["offset", "learner:cluster"])
+    trainer.learn(6, 10, log[6:])
+    wanted = raw.hgetall("segmenter:clusters")
+    raw.hset("segmenter:clusters", mapping=dict(zip(("offset", "learner:cluster"), backup, strict=True)))
+    assert trainer.load() == 6
+    trainer.learn(6, 10, log[6:])
+    assert raw.hgetall("segmenter:clusters") == wanted
+    raw.hdel("segmenter:clusters", "offset", "learner:cluster")
+    assert trainer.load() is None
+    trainer.learn(0, 10, log)
+    assert raw.hgetall("segmenter:clusters") == wanted
+    raw.hdel("segmenter:clusters", "learner:cluster")
+    assert trainer.load() == 10
+    trainer.learn(10, 12, values(recorded(1, as_of=9 * DAY, begins=False))[2:])
+    model = trainer.learners["cluster"].model
+    assert model is not None
+    assert model.version == 1
 
 
 def test_a_newer_format_is_refused(page: dict[str, Any], raw: Any, store: RedisStore) -> None:

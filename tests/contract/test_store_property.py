@@ -57,7 +57,9 @@ def fleet_of(store: StateStore) -> Any:
     """What the store shows of activations and of the population, in a form that can be compared."""
     latest, population = store.latest_activation(), store.population()
     found = [[store.summary(shard, instant) for instant in range(10)] for shard in SHARDS]
+    offset, learners = store.learners()
     return (
+        (offset, dict(learners), [store.learned_model("k", instant) for instant in range(10)]),
         [store.activation(number) for number in range(1, latest + 1)],
         [store.policy_text(version) for version in range(1, 4)],
         population and (population[0], population[1].json),
@@ -173,6 +175,19 @@ class TwoStores(RuleBasedStateMachine):
     def activate(self, shift: int, version: int, instant: int, text: str | None, population: Summary | None) -> None:
         made = activation_of(max(1, self.stores[0].latest_activation() + 1 + shift), version, instant)
         self._both(lambda store: store.activate(made, text, population))
+
+    @rule(
+        shift=st.sampled_from([0, 0, 0, -1, 1]),
+        end=st.integers(0, 9),
+        learners=st.dictionaries(st.sampled_from(["k", "größe"]), st.binary(max_size=8)),
+        models=st.dictionaries(st.tuples(st.just("k"), instants), st.binary(max_size=8)),
+    )
+    def commit_learners(
+        self, shift: int, end: int, learners: dict[str, bytes], models: dict[tuple[str, int], bytes]
+    ) -> None:
+        offset = self.stores[0].learners()[0]
+        start = offset if not shift else (offset or 0) + shift
+        self._both(lambda store: store.commit_learners(start, end, learners, models))
 
     @rule(shard=shards, ids=st.lists(entry_ids, max_size=4))
     def acknowledge(self, shard: int, ids: list[str]) -> None:

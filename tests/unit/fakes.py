@@ -29,6 +29,8 @@ from streams.shards import Shards
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, Rec, make_policy, record
 
+#: Where draws of customers are.
+SAMPLES = TP("cluster-samples", 0)
 #: Far more than anything here takes: only a test that hangs gets there.
 PATIENCE = 20.0
 
@@ -42,6 +44,8 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retry at once."""
     for name in ("_FIRST_RETRY", "_LAST_RETRY", "_STALE_RETRY", "_BLOCKED_POLL"):
         monkeypatch.setattr(f"streams.runner.{name}", 0)
+    for name in ("_FIRST_RETRY", "_LAST_RETRY"):
+        monkeypatch.setattr(f"streams.training.{name}", 0)
 
 
 async def eventually(condition: Callable[[], object], step: Callable[[], object] = lambda: None) -> None:
@@ -73,9 +77,9 @@ def threadless(monkeypatch: pytest.MonkeyPatch) -> None:
     It can be cancelled before and after, as the real one can: work in a thread goes on when nobody waits for it.
     """
 
-    async def to_thread(call: Callable[..., Any], *args: Any) -> Any:
+    async def to_thread(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
-        result = call(*args)
+        result = call(*args, **named)
         await asyncio.sleep(0)
         return result
 
@@ -199,6 +203,16 @@ class FaultyStore(MemoryStore):
         with self._lock:
             self.commits.append(commit)
 
+    def learners(self) -> tuple[int | None, Mapping[str, bytes]]:
+        """See StateStore."""
+        return self._call("learners", 0, super().learners)
+
+    def commit_learners(
+        self, start: int | None, end: int, learners: Mapping[str, bytes], models: Mapping[tuple[str, int], bytes]
+    ) -> None:
+        """See StateStore."""
+        self._call("commit_learners", 0, partial(super().commit_learners, start, end, learners, models))
+
     def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
         """See StateStore."""
         self._call("acknowledge", shard, partial(super().acknowledge, shard, entry_ids))
@@ -213,6 +227,8 @@ class FakePublisher:
     def __init__(self) -> None:
         self.changes: list[SegmentChanged] = []
         self.dead_letters: list[DeadLetter] = []
+        #: Where draws go.
+        self.kafka: FakeKafka | None = None
         self.calls: list[list[str]] = []
         self.faults: deque[str | None] = deque()
         #: Entries whose publication was acknowledged.
@@ -241,6 +257,9 @@ class FakePublisher:
             withheld = set(entry.withheld)
             self.changes += [change for place, change in enumerate(entry.changes) if place not in withheld]
             self.dead_letters += entry.dead_letters
+            for draw in entry.draws:
+                assert self.kafka is not None
+                self.kafka.draw(draw)
         if fault == "after":
             raise PublishRefused("the broker refuses")
         self.done |= {entry.id for entry in entries}
@@ -261,11 +280,11 @@ class FakePublisher:
 
 
 class FakeKafka:
-    """The input topics, and what the group has committed. ``now`` is the broker's clock in seconds."""
+    """The topics that are read, and what the group has committed. ``now`` is the broker's clock in seconds."""
 
     def __init__(self, partitions: int = 1, committed: int | None = 0) -> None:
         self.partitions = partitions
-        tps = [TP(role, number) for role in ROLES for number in range(partitions)]
+        tps = [SAMPLES, *(TP(role, number) for role in ROLES for number in range(partitions))]
         self.logs: dict[TP, list[Rec]] = {tp: [] for tp in tps}
         self.first: dict[TP, int] = dict.fromkeys(tps, 0)
         self.committed: dict[TP, int] = {} if committed is None else dict.fromkeys(tps, committed)
@@ -276,6 +295,11 @@ class FakeKafka:
         """Produce one record."""
         log = self.logs[TP(role, partition)]
         log.append(made._replace(offset=len(log)))
+
+    def draw(self, *values: bytes | None) -> None:
+        """Produce samples."""
+        log = self.logs[SAMPLES]
+        log += [Rec(value, offset=offset) for offset, value in enumerate(values, start=len(log))]
 
     def produce(self, events: Iterable[Event], timestamps: Iterable[int] | None = None) -> None:
         """Produce events where producers put them, stamped with these instants, else with their ``occurred_at``."""
@@ -363,6 +387,7 @@ class FakeWorker:
         **settings: Any,
     ) -> None:
         self.kafka, self.store, self.publisher, self.clock = kafka, store, publisher, clock
+        publisher.kafka = kafka
         self.policy = policy or make_policy()
         self.activations = Activations(store, self.policy)
         self.shards = Shards(self.activations, store, publisher, quick(**{"clock": clock, **settings}))
@@ -370,8 +395,8 @@ class FakeWorker:
         self.shards.attach(self.consumer, kafka.partitions)
 
     async def assign(self, *numbers: int) -> Mapping[TP, int]:
-        """Kafka gives the worker exactly these shards."""
-        tps = {TP(role, number) for role in ROLES for number in numbers}
+        """Kafka gives the worker exactly these shards, and with the first the samples."""
+        tps = {TP(role, number) for role in ROLES for number in numbers} | ({SAMPLES} if 0 in numbers else set())
         offsets = await self.shards.assigned({tp: self.kafka.log_range(tp) for tp in tps})
         self.consumer.assignment = tps
         self.consumer.read_from = {tp: at for tp, at in self.consumer.read_from.items() if tp in tps}
@@ -391,7 +416,10 @@ class FakeWorker:
             self.kafka.told_until[tp] = max(told_until, self.kafka.told_until.get(tp, NEVER))
 
     def at_rest(self) -> bool:
-        """Whether everything is folded and published, as the store and Kafka see it."""
+        """Whether everything is folded, published and learned, as the store and Kafka see it."""
+        learned = len(self.kafka.logs[SAMPLES])
+        if SAMPLES in self.consumer.assignment and learned and self.kafka.committed.get(SAMPLES, 0) < learned:
+            return False
         for number, runner in self.shards.owned.items():
             header = self.store.peek(number)
             ends = {role: len(self.kafka.logs[TP(role, number)]) for role in ROLES}

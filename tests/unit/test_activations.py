@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from models.activation import Activation
+from models.clusters import ClusterModel, Settings
 from models.errors import StateError
 from models.events import ROLES
 from models.instants import NEVER
+from models.learner import Alarm, Learned, LearnerState
 from models.policy import Policy
 from models.population import SUMMARISED, Cutoffs, Distribution, Summary
 from models.rows import layout_of
@@ -20,6 +22,7 @@ from streams.errors import ConfigurationError, StoreUnavailable
 from streams.store.memory import MemoryStore
 from tests.unit.build import Feeder, at, make_policy, purchase
 from tests.unit.fakes import FaultyStore
+from tests.unit.test_engines import model_of
 
 ABC = '[dimensions.value]\nengine = "pareto"\nclasses = { A = 80, B = 20 }\nmargin = 0\n'
 SETTLE = 600_000_000
@@ -191,7 +194,8 @@ def test_cutoffs_need_all_shards() -> None:
     summarise(store, 1, 1000, of(10, 84))
     assert activations.merge(2)
     scores = {"value": {"monetary": (84,)}}
-    assert activations.active == Activation(2, "population", 1, 1000, 1000 + SETTLE, True, Cutoffs(1000, scores))
+    cutoffs = Cutoffs(1000, scores)
+    assert activations.active == Activation(2, "population", 1, 1000, 1000 + SETTLE, False, cutoffs, ("value",))
     population = store.population()
     assert population is not None
     assert (population[0], population[1].distributions["orders"].size) == (1000, 5)
@@ -285,6 +289,112 @@ def test_a_merge_whose_answer_is_lost_is_made_once() -> None:
     assert store.latest_activation() == 2
     activations.refresh()
     assert activations.latest == 2
+
+
+# What is learned
+
+CLUSTER = '[dimensions.kind]\nengine = "cluster"\nclusters = 2\nfeatures = ["orders"]\n'
+
+
+def model(version: int, instant: int, clusters: int = 2) -> ClusterModel:
+    """A model of one measure."""
+    return model_of(("orders",), (1.0,), (1.0,), *((float(centre),) for centre in range(clusters))).model_copy(
+        update={"version": version, "as_of": instant}
+    )
+
+
+def publish(store: MemoryStore, instant: int, published: ClusterModel | None) -> None:
+    """Store what the trainer has learned by an instant."""
+    said = b"null" if published is None else published.encode()
+    store.commit_learners(store.learners()[0], 0, {}, {("kind", instant): said})
+
+
+def learner(published: ClusterModel) -> LearnerState:
+    """The learner of a model, which has learned from two customers."""
+    learned = Learned(
+        count=2, means=(1.0,), variances=(1.0,), centres=published.centres, idle=(0, 0), hasty=0, alarm=Alarm(unit=1.0)
+    )
+    return LearnerState(
+        dimension="kind",
+        settings=Settings(features=("orders",), clusters=2, sample=100, seed=1),
+        policy_version=1,
+        shards=1,
+        learned_as_of=published.as_of,
+        version=published.version,
+        samples=2,
+        learned=learned,
+        model=published,
+    )
+
+
+def test_cutoffs_wait_for_what_is_learned() -> None:
+    """A model of the same instant belongs to them; who has waited long enough goes without."""
+    store = MemoryStore()
+    activations = Activations(store, abc(more=CLUSTER))
+    for instant in (1000, 2000, 3000, 4000):
+        summarise(store, 0, instant, of(1, 2))
+    assert not activations.merge(1)
+    publish(store, 1000, None)
+    assert activations.merge(1)
+    assert (activations.active.cutoffs.clusters, activations.active.first) == ({}, ("value",))
+    assert not activations.merge(1)
+    publish(store, 2000, model(1, 2000))
+    assert activations.merge(1)
+    assert activations.active.cutoffs.clusters == {"kind": model(1, 2000)}
+    assert activations.active.first == ("kind",)
+    assert not activations.merge(1)
+    assert activations.merge(1, models=False)
+    assert activations.active.cutoffs.as_of == 3000
+    assert activations.active.cutoffs.clusters == {"kind": model(1, 2000)}
+    publish(store, 4000, model(3, 4000))
+    assert activations.merge(1)
+    assert (activations.active.cutoffs.clusters, activations.active.first) == ({"kind": model(3, 4000)}, ())
+
+
+def test_a_model_that_does_not_fit_is_no_model() -> None:
+    """Of another policy's clusters nobody is labelled; what was known before stays while it fits."""
+    store = MemoryStore()
+    activations = Activations(store, abc(more=CLUSTER))
+    summarise(store, 0, 1000, of(1, 2))
+    publish(store, 1000, model(1, 1000, clusters=3))
+    assert activations.merge(1)
+    assert activations.active.cutoffs.clusters == {}
+    three = activations.apply(abc(2, CLUSTER.replace("= 2", "= 3")), 5, backfill=True)
+    assert three.cutoffs.clusters == {}
+
+
+def test_a_rollback_has_what_was_learned() -> None:
+    """A policy takes clusters away, and the one before brings them back with the latest model."""
+    store = MemoryStore()
+    first = abc(more=CLUSTER)
+    activations = Activations(store, first)
+    summarise(store, 0, 1000, of(1, 2))
+    state = learner(model(1, 1000))
+    store.commit_learners(None, 1, {"kind": state.encode()}, {("kind", 1000): model(1, 1000).encode()})
+    assert activations.merge(1)
+    assert activations.apply(abc(2), 5, backfill=True).cutoffs.clusters == {}
+    assert activations.apply(first, 6, backfill=True, again=True).cutoffs.clusters == {"kind": model(1, 1000)}
+
+
+def test_an_activation_is_stored_with_its_models() -> None:
+    """What is read is what was written; a damaged or newer model is refused."""
+    cutoffs = Cutoffs(7, {"value": {"monetary": (5,)}}, frozenset(("value:B",)), {"kind": model(2, 7)})
+    activation = Activation(3, "population", 1, 7, 8, False, cutoffs, ("kind",))
+    assert Activation.parse(3, activation.json) == activation
+    with pytest.raises(StateError, match="a stored cluster model was stored in format 2; run a newer version"):
+        Activation.parse(3, activation.json.replace(b'"format":1', b'"format":2'))
+    with pytest.raises(StateError, match="a stored cluster model is damaged: scale"):
+        Activation.parse(3, activation.json.replace(b'"scale":[1.0]', b'"scale":[0.0]'))
+    with pytest.raises(StateError, match="activation 3 was stored in format 3; run a newer version"):
+        Activation.parse(3, activation.json.replace(b'"format":2', b'"format":3'))
+
+
+def test_activations_of_the_first_format_are_read() -> None:
+    """They have no models, and all that the first cut-offs moved was history."""
+    old = b'{"format":1,"cause":"population","policy_version":1,"instant":7,"active_from":8,"backfill":true,'
+    old += b'"cutoffs":{"as_of":7,"scores":{"value":{"monetary":[5]}},"small":[]}}'
+    cutoffs = Cutoffs(7, {"value": {"monetary": (5,)}})
+    assert Activation.parse(2, old) == Activation(2, "population", 1, 7, 8, True, cutoffs)
 
 
 # Applying
