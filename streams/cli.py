@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "dead-letters": ("streams.commands.subscribe", "dead_letters", "Show what was refused, and why."),
     "customer": ("streams.commands.inspect", "customer", "Show what is known about one customer."),
     "segments": ("streams.commands.inspect", "segments", "Show every segment's size and revenue."),
+    "clusters": ("streams.commands.clusters", "clusters", "Show the clusters that were learned, or draw them."),
     "policy": ("streams.commands.policy", "policy", "Check, try, apply and show policies."),
     "schemas": ("streams.commands.schemas", "schemas", "Write the JSON Schemas of the topics."),
     "export": ("streams.commands.inspect", "export", "Write every customer."),

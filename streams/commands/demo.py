@@ -21,6 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from models.changes import SegmentChanged
 from models.money import Converter
+from streams.clusters import clusterings
+from streams.commands.inspect import latest_activation, stored_policy
 from streams.commands.produce import produce_events
 from streams.commands.show import table
 from streams.commands.subscribe import read_topic, sentence, without_repeats
@@ -188,6 +190,25 @@ def _replayed(events: list[dict[str, Any]]) -> tuple[list[SegmentChanged], float
     return changes, len(events) / (time.perf_counter() - began)
 
 
+def _show_clusters(store: RedisStore) -> None:
+    """The groups that nobody defined, as the worker has learned them meanwhile."""
+    activation = latest_activation(store)
+    for each in clusterings(store, store.partitions() or 0, stored_policy(store, activation), activation):
+        if each.model is None:
+            click.echo(f"{each.dimension}: {each.missing}\n")
+            continue
+        columns = ["cluster", "which is", "customers %", "revenue %"]
+        rows = [
+            (
+                *(cluster.label, f"{cluster.title}: {cluster.description}"),
+                *("–" if share is None else f"{100 * share:.1f}" for share in (cluster.share, cluster.revenue_share)),
+            )
+            for cluster in each.clusters
+        ]
+        title = f"clusters that were learned: version {each.model.version}, from {each.model.samples} samples"
+        table(title, columns, rows, numbers=columns[2:])
+
+
 def _report(changes: list[dict[str, Any]], store: RedisStore, events: list[dict[str, Any]], elapsed: float) -> None:
     sizes, currency = segment_sizes(store, store.partitions() or 0)
     money = Converter(currency or "USD", {})
@@ -197,6 +218,7 @@ def _report(changes: list[dict[str, Any]], store: RedisStore, events: list[dict[
         [(name, size.customers, money.text(size.revenue)) for name, size in sizes.items() if size.customers],
         numbers=["customers", f"revenue ({currency})"],
     )
+    _show_clusters(store)
     moves = Counter((change["dimension"], change["cause"]) for change in changes)
     rows = [(*move, count) for move, count in sorted(moves.items())]
     table("changes", ["dimension", "cause", "changes"], rows, numbers=["changes"])
@@ -217,6 +239,7 @@ def _report(changes: list[dict[str, Any]], store: RedisStore, events: list[dict[
         "\nNext:\n"
         "  segmenter stack                        keep a broker and a Redis running, and try the rest by hand\n"
         "  segmenter replay FILE --changes OUT    what would your own events have caused?\n"
+        "  segmenter clusters --plot FILE.png     draw the clusters that were learned\n"
         "  segmenter worker --help                every setting of a worker\n"
         "  README.md                              topics, an example change, operating it"
     )

@@ -21,6 +21,7 @@ from models.partitioner import partition_of
 from models.policy import Policy, parse_policy
 from models.rows import load, unpack
 from models.table import CustomerTable
+from streams.clusters import described_profiles
 from streams.commands.options import settings_from, settings_options
 from streams.commands.show import output, table, write_lines
 from streams.commit import ShardHeader
@@ -28,14 +29,13 @@ from streams.customers import customer_of, customers_of
 from streams.errors import ConfigurationError
 from streams.ports import StateStore
 from streams.settings import Settings
+from streams.store import opened
 from streams.store.redis import RedisStore
 
 
 def open_stored(settings: Settings) -> tuple[RedisStore, int]:
     """The store and its number of shards. Raises ConfigurationError if nothing has been stored yet."""
-    from streams.wiring import open_store
-
-    store = open_store(settings)
+    store = opened.open_store(settings)
     partitions = store.partitions()
     if partitions is None:
         raise ConfigurationError(
@@ -129,10 +129,11 @@ def _figures(store: StateStore, partitions: int) -> Iterator[dict[str, Any]]:
             sizes[name] = sizes.get(name, Count(0, 0)).plus(count)
     activation = latest_activation(store)
     policy = stored_policy(store, activation)
+    learned = activation.cutoffs.clusters
     profiles = {
-        f"{name}:{label}": dimension.profiles.get(label, Profile())
+        f"{name}:{label}": profile
         for name, dimension in policy.dimensions.items()
-        for label in dimension.labels
+        for label, profile in described_profiles(dimension, learned.get(name), policy.converter).items()
     }
     whole: dict[str, Count] = {}
     for name, count in sizes.items():

@@ -49,4 +49,5 @@ TOPICS = (
     "changes_topic",
     "snapshots_topic",
     "dead_letters_topic",
+    "samples_topic",
 )

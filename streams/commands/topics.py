@@ -20,7 +20,8 @@ def topics() -> None:
     type=click.IntRange(1, 10_000),
     default=4,
     show_default=True,
-    help="of every topic but dead-letters; the most workers that can share the work. Choose well: it stays.",
+    help="of every topic but dead-letters and cluster-samples; the most workers that can share the work. Choose well: "
+    "it stays.",
 )
 @click.option(
     "--replication", type=click.IntRange(1, 10), default=1, show_default=True, help="copies of each partition"
@@ -29,8 +30,8 @@ def topics() -> None:
 def create(partitions: int, replication: int, **given: Any) -> None:
     """Create what is missing of the topics; what exists stays as it is.
 
-    Input topics are kept for good and stamped by the broker. Refused if the input topics that exist have different
-    numbers of partitions: a customer's purchases and signups must meet on one.
+    Input topics are kept for good and stamped by the broker; the samples are kept for good, too. Refused if the input
+    topics that exist have different numbers of partitions: a customer's purchases and signups must meet on one.
     """
     from streams.kafka import topics as kafka_topics
 

@@ -17,19 +17,19 @@ from click.testing import CliRunner, Result
 
 from models.partitioner import partition_of
 from models.schemas import schemas
-from streams import wiring
 from streams.cli import cli, main
 from streams.commands import subscribe
 from streams.commit import ShardHeader
 from streams.errors import ConfigurationError
 from streams.settings import ENV_PREFIX, Settings
+from streams.store import opened
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, make_policy, purchase, refund, signup, text
 
 COMMANDS = [
-    "changes", "customer", "dead-letters", "demo", "export", "policy", "policy apply", "policy check", "policy diff",
-    "policy rollback", "policy show", "produce", "replay", "schemas", "segments", "stack", "topics", "topics create",
-    "worker",
+    "changes", "clusters", "customer", "dead-letters", "demo", "export", "policy", "policy apply", "policy check",
+    "policy diff", "policy rollback", "policy show", "produce", "replay", "schemas", "segments", "stack", "topics",
+    "topics create", "worker",
 ]  # fmt: skip
 
 EVENTS: list[Event] = [
@@ -412,7 +412,7 @@ class Stored(MemoryStore):
 @pytest.fixture
 def stored(monkeypatch: pytest.MonkeyPatch) -> Stored:
     store = Stored()
-    monkeypatch.setattr(wiring, "open_store", lambda settings: store)
+    monkeypatch.setattr(opened, "open_store", lambda settings: store)
     return store
 
 

@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from models.instants import format_instant
-from streams import wiring
 from streams.activations import Activations
 from streams.cli import cli, main
 from streams.commands import policy as command
@@ -21,6 +20,7 @@ from streams.errors import ConfigurationError
 from streams.preview import RecordedState
 from streams.recorded import recorded_event
 from streams.settings import ENV_PREFIX, read_policy
+from streams.store import opened
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, purchase, signup, text
 
@@ -130,7 +130,7 @@ def fill(monkeypatch: pytest.MonkeyPatch, policy: Path, events: Iterable[Event] 
     store = Addressed()
     vars(store).update(vars(run.store))
     store.register(shards, "segmenter")
-    monkeypatch.setattr(wiring, "open_store", lambda settings: store)
+    monkeypatch.setattr(opened, "open_store", lambda settings: store)
     return store
 
 
@@ -333,7 +333,7 @@ def test_diff_live_is_as_of_now(file: Callable[[str], Path], monkeypatch: pytest
 def test_nothing_stored(file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command says so; a store that no worker has started with says that."""
     store = Addressed()
-    monkeypatch.setattr(wiring, "open_store", lambda settings: store)
+    monkeypatch.setattr(opened, "open_store", lambda settings: store)
     path = file(LIFE)
     for args in (["diff", path, "--live"], ["apply", path], ["rollback"], ["show"]):
         assert "Redis at redis.example:6379 holds nothing under namespace 'segmenter'" in refused("policy", *args)
@@ -379,7 +379,7 @@ def test_apply_activates_and_waits(file: Callable[[str], Path], monkeypatch: pyt
     working = Working()
     working.steps = steps = [lambda: None, follow, lambda: None, *[slice_of_it] * 4]
     vars(working).update(vars(store))
-    monkeypatch.setattr(wiring, "open_store", lambda settings: working)
+    monkeypatch.setattr(opened, "open_store", lambda settings: working)
     monkeypatch.setattr(command.time, "sleep", lambda seconds: None)
     output = invoke("policy", "apply", file(QUICK)).output
     assert output == (
