@@ -32,7 +32,7 @@ from models.titles import titles
 ENOUGH: Final = 20
 #: The step of k-means: how much of the way to a customer the nearest centre goes. With larger steps borders wander
 #: where customers lie dense, and some would move with every version.
-STEP: Final = 0.001
+STEP: Final = 0.00125
 #: How many samples the scaler remembers.
 MEMORY: Final = 4000
 #: After a drift: for how many samples, with which step, and how many samples the scaler remembers.

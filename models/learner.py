@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from models.clusters import FORMAT, ClusterModel, Count, Finite, Settings, Stored, parsed
+from models.instants import NEVER
 from models.sampling import Draw
 
 Row = tuple[Finite, ...]
@@ -153,9 +154,13 @@ class LearnerState(Stored):
         return parsed(cls, text, "the stored learner of a cluster dimension")
 
     def hearing(self, draw: Draw) -> LearnerState:
-        """The state with a draw; unchanged if it is a repeat, too late, or of an older policy with other settings."""
+        """The state with a draw; unchanged if it is a repeat or too late.
+
+        With other settings a draw is too late unless it is of a later instant than any before, or of the same one and a
+        later policy: a rollback brings an earlier policy back.
+        """
         if (draw.settings, draw.shards) != (self.settings, self.shards):
-            if draw.policy_version < self.policy_version:
+            if (draw.as_of, draw.policy_version) <= (self._latest, self.policy_version):
                 return self
             return LearnerState.beginning(draw, self).hearing(draw)
         if self.learned_as_of is not None and draw.as_of <= self.learned_as_of:
@@ -174,6 +179,12 @@ class LearnerState(Stored):
                 "pending": tuple(waiting[as_of] for as_of in sorted(waiting))[-MOST_PENDING:],
             }
         )
+
+    @property
+    def _latest(self) -> int:
+        """The latest instant of which anything was heard."""
+        known = (each.as_of for each in self.pending)
+        return max(known, default=NEVER if self.learned_as_of is None else self.learned_as_of)
 
     @property
     def due(self) -> Pending | None:

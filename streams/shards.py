@@ -1,6 +1,7 @@
 """Shards: which shards this worker owns, where their topics are read from, and what of them is published.
 
-A shard is partition p of every input topic. Kafka's assignment says which are ours; the store says where to read.
+A shard is partition p of every input topic. Kafka's assignment says which are ours; the store says where to read. Who
+is given the samples topic learns from it (training.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from streams.ports import Publisher, StateStore
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.runner import ShardRunner
 from streams.settings import Settings
+from streams.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Shards:
         self._paused: set[TP] = set()
         self._lock = asyncio.Lock()
         self._idle_since = time.monotonic()
+        self._training = Training(store, self._reload_training, settings)
 
     def attach(self, consumer: Consumer, partitions: int) -> None:
         """Say who fetches, and how many partitions every input topic has."""
@@ -102,9 +105,10 @@ class Shards:
 
     async def _assigned(self, partitions: Mapping[TP, LogRange]) -> Mapping[TP, int]:
         async with self._lock:
-            ours = {tp.partition for tp in partitions}
+            ours = {tp.partition for tp in partitions if tp.topic in self._roles}
             await self._release(set(self._runners) - ours)
-            positions: dict[TP, int] = {}
+            samples = {tp: log for tp, log in partitions.items() if tp.topic == self._training.tp.topic}
+            positions = dict(await self._training.assigned(samples))
             for shard in sorted(ours):
                 logs = {role: partitions[self._tp(shard, role)] for role in ROLES}
                 offsets = await self._resume_or_load(shard, logs)
@@ -159,15 +163,29 @@ class Shards:
             shard = runner.processor.shard.number
             if self._runners.get(shard) is not runner:
                 return
-            tps = {self._tp(shard, role) for role in ROLES}
-            try:
-                ranges = await self.consumer.log_ranges(tps)
-            except KafkaError as error:
-                raise KafkaUnavailable(f"Kafka did not say where shard {shard} begins and ends: {error}") from None
+            ranges = await self._log_ranges({self._tp(shard, role) for role in ROLES})
             header = await self._load(runner.processor, {self._roles[tp.topic]: each for tp, each in ranges.items()})
             await runner.outbox.stop(0)
             await self.consumer.seek_to({self._tp(shard, role): header.offsets[role] for role in ROLES})
             runner.resume(header)
+
+    async def _reload_training(self) -> None:
+        """Load the learners again after a failure, if they are still ours to teach."""
+        async with self._lock:
+            training = self._training
+            if not training.ours:
+                return
+            ranges = await self._log_ranges({training.tp})
+            start = await training.load(ranges[training.tp])
+            await self.consumer.seek_to({training.tp: start})
+            training.resume(start)
+
+    async def _log_ranges(self, tps: set[TP]) -> Mapping[TP, LogRange]:
+        try:
+            return await self.consumer.log_ranges(tps)
+        except KafkaError as error:
+            where = ", ".join(f"{tp.topic}, partition {tp.partition}" for tp in sorted(tps))
+            raise KafkaUnavailable(f"Kafka did not say where {where} begins and ends: {error}") from None
 
     async def _release(self, shards: Iterable[int]) -> None:
         leaving = [self._runners.pop(shard) for shard in shards if shard in self._runners]
@@ -177,11 +195,12 @@ class Shards:
 
     async def stop(self, within: float) -> None:
         """Finish the commits under way and publish what is committed, for at most ``within`` seconds."""
-        await asyncio.gather(*(runner.stop(within) for runner in self._runners.values()))
+        await asyncio.gather(self._training.stop(within), *(runner.stop(within) for runner in self._runners.values()))
 
     def published(self) -> Mapping[TP, int]:
         """See Owner."""
-        return {
+        learned = self._training.offset
+        return ({} if learned is None else {self._training.tp: learned}) | {
             self._tp(shard, role): offset
             for shard, runner in self._runners.items()
             for role, offset in runner.outbox.published.items()
@@ -194,14 +213,23 @@ class Shards:
 
     def fetched(self, batch: FetchedRecords) -> None:
         """Hand a fetch to its shard; what was fetched before the last positioning is dropped."""
-        runner = self._runners.get(batch.tp.partition)
-        if runner is None or batch.epoch != self.consumer.epoch(batch.tp):
+        if batch.epoch != self.consumer.epoch(batch.tp):
             return
-        role = self._roles[batch.tp.topic]
-        runner.fetched(role, Range(batch.start, batch.end), batch.records)
-        if runner.waiting(role) > self._settings.buffer_size:
+        covered, runner = Range(batch.start, batch.end), self._runners.get(batch.tp.partition)
+        if batch.tp == self._training.tp:
+            self._training.fetched(covered, batch.records)
+        elif batch.tp.topic in self._roles and runner is not None:
+            runner.fetched(self._roles[batch.tp.topic], covered, batch.records)
+        if self._full(batch.tp, self._settings.buffer_size):
             self._paused.add(batch.tp)
             self.consumer.on_buffer_full(batch.tp)
+
+    def _full(self, tp: TP, most: int) -> bool:
+        """Whether more of a partition waits than should; ``most`` are the records of a shard's topic."""
+        if tp == self._training.tp:
+            return self._training.full
+        runner = self._runners.get(tp.partition)
+        return runner is not None and tp.topic in self._roles and runner.waiting(self._roles[tp.topic]) > most
 
     async def follow(self) -> None:
         """Called regularly: look for another policy or new cut-offs; the owner of the first shard makes those."""
@@ -220,10 +248,12 @@ class Shards:
         if joined and not self._runners:
             self._idle_since = time.monotonic()
         for tp in list(self._paused):
-            runner = self._runners.get(tp.partition)
-            if runner is None or runner.waiting(self._roles[tp.topic]) <= self._settings.buffer_size // 2:
+            if not self._full(tp, self._settings.buffer_size // 2):
                 self._paused.discard(tp)
                 self.consumer.on_buffer_drop(tp)
+        dimensions = {name for runner in self._runners.values() for name in runner.processor.policy.clusters}
+        if self._training.ours:
+            self._training.watch(self.consumer.progress(self._training.tp), dimensions)
         for shard, runner in self._runners.items():
             failure = runner.failed() or runner.outbox.failed()
             if failure is not None:

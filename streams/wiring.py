@@ -6,25 +6,14 @@ import logging
 
 from streams import metrics
 from streams.activations import Activations
-from streams.errors import ServiceUnavailable, StoreUnavailable
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.kafka.topics import input_partitions
 from streams.kafka.worker import SegmenterApp
 from streams.settings import Settings, load_settings
 from streams.shards import Shards
-from streams.store.redis import RedisStore
+from streams.store.opened import open_store
 
 log = logging.getLogger(__name__)
-
-
-def open_store(settings: Settings) -> RedisStore:
-    """Redis, reached. Raises ServiceUnavailable."""
-    store = RedisStore(settings.redis.get_secret_value(), settings.namespace)
-    try:
-        store.ping()
-    except StoreUnavailable as error:
-        raise ServiceUnavailable(f"{error}; check SEGMENTER_REDIS and that Redis is running") from None
-    return store
 
 
 def worker_app(settings: Settings | None = None) -> SegmenterApp:
@@ -39,7 +28,7 @@ def worker_app(settings: Settings | None = None) -> SegmenterApp:
     store.register(partitions, settings.group)
     publisher = KafkaPublisher(
         settings.broker,
-        OutputTopics(settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic),
+        OutputTopics(*settings.output_topics),
     )
     activations = Activations(store, policy)
     active = activations.policy(activations.active.policy_version)

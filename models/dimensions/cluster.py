@@ -151,7 +151,8 @@ def _days_to_close(gap: Floats, pull: Floats, days: Floats) -> Floats:
             for _ in range(_STEPS):
                 after = days[:, None, :] + more[:, :, None]
                 before = np.maximum(after - 1, days[:, None, :])
-                grown = (towards * np.log(after / days[:, None, :]) - away * np.log(before / days[:, None, :])).sum(axis=2)
+                grows = towards * np.log(after / days[:, None, :]) - away * np.log(before / days[:, None, :])
+                grown = grows.sum(axis=2)
                 more = np.minimum(more + np.maximum(gap - grown, 0) / (towards / after).sum(axis=2), 2 * _MOST_DAYS)
     return np.where(whole > 0, more, np.inf)
 

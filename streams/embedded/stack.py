@@ -25,8 +25,7 @@ class EmbeddedStack:
             starting.enter_context(self.redis)
             starting.enter_context(self.broker)
             settings = self._settings
-            outputs = [settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic]
-            self.broker.create_topics([*settings.topics.values(), *outputs])
+            self.broker.create_topics([*settings.topics.values(), *settings.output_topics])
             self._running = starting.pop_all()
         return self
 

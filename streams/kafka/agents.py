@@ -1,8 +1,8 @@
-"""The agents: what was fetched of each input topic goes to its shard."""
+"""The agents: what was fetched of each input topic goes to its shard, and of the samples to who learns from them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import faust
 from faust.types.streams import StreamT
@@ -23,11 +23,12 @@ class Fetches(faust.Schema):
         return message.value
 
 
-def declare_agents(app: faust.App, shards: Shards, topics: dict[Role, str]) -> None:
-    """One agent for each input topic. An agent that fails ends the worker: a restart loses nothing."""
+def declare_agents(app: faust.App, shards: Shards, topics: dict[Role, str], samples_topic: str) -> None:
+    """One agent for each topic that is read. An agent that fails ends the worker: a restart loses nothing."""
 
-    def agent(role: Role) -> Any:
-        topic = app.topic(topics[role], schema=Fetches(), allow_empty=False)
+    def agent(role: Role | Literal["samples"]) -> Any:
+        name = samples_topic if role == "samples" else topics[role]
+        topic = app.topic(name, schema=Fetches(), allow_empty=False)
         return app.agent(topic, name=role, supervisor_strategy=CrashingSupervisor)
 
     @agent("purchases")
@@ -42,5 +43,10 @@ def declare_agents(app: faust.App, shards: Shards, topics: dict[Role, str]) -> N
 
     @agent("erasures")
     async def erasures(fetches: StreamT[Any]) -> None:
+        async for fetch in fetches:
+            shards.fetched(fetch)
+
+    @agent("samples")
+    async def samples(fetches: StreamT[Any]) -> None:
         async for fetch in fetches:
             shards.fetched(fetch)

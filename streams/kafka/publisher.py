@@ -1,4 +1,4 @@
-"""KafkaPublisher: segment changes, snapshots and dead letters onto their topics, with librdkafka's producer."""
+"""KafkaPublisher: changes, snapshots, dead letters and draws onto their topics, with librdkafka's producer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
 
 _Headers = list[tuple[str, bytes]]
+#: The key decides on the partition.
+_BY_KEY: Final = -1
+_FIRST: Final = 0
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
@@ -23,11 +26,12 @@ _LARGEST_LETTER: Final = 900_000
 
 @dataclass(frozen=True, slots=True)
 class OutputTopics:
-    """Where each kind of message goes."""
+    """Where each kind of message goes; samples always to the first partition."""
 
     changes: str
     snapshots: str
     dead_letters: str
+    samples: str
 
 
 class _Delivery:
@@ -85,6 +89,8 @@ class KafkaPublisher:
                 "message.timeout.ms": 0,
                 "linger.ms": 2,
                 "compression.type": "lz4",
+                # A draw of many numbers may be larger; brokers count what is left of it after compression.
+                "message.max.bytes": 2_000_000,
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 262_144,
                 "log_level": 3,
@@ -112,16 +118,24 @@ class KafkaPublisher:
 
     def _send(self, entries: Sequence[OutboxEntry], delivery: _Delivery) -> None:
         messages = [message for entry in entries for message in self._messages(entry)]
-        for topic, key, value, headers in messages:
-            self._produce(topic, key, value, headers, delivery)
+        for topic, key, value, headers, partition in messages:
+            self._produce(topic, key, value, headers, partition, delivery)
         delivery.seal(len(messages))
 
     def _produce(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: _Headers, delivery: _Delivery
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: _Headers,
+        partition: int,
+        delivery: _Delivery,
     ) -> None:
         while self._open:
             try:
-                self._producer.produce(topic, value=value, key=key, headers=headers, on_delivery=delivery)
+                self._producer.produce(
+                    topic, value=value, key=key, partition=partition, headers=headers, on_delivery=delivery
+                )
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
@@ -130,20 +144,22 @@ class KafkaPublisher:
             else:
                 return
 
-    def _messages(self, entry: OutboxEntry) -> Iterator[tuple[str, bytes | None, bytes | None, _Headers]]:
+    def _messages(self, entry: OutboxEntry) -> Iterator[tuple[str, bytes | None, bytes | None, _Headers, int]]:
         topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)
         changes = zip(wire.values, wire.ids, wire.customers, wire.effective_at, strict=True)
         for place, (value, ident, customer, effective_at) in enumerate(changes):
             if place not in withheld:
-                yield topics.changes, customer.encode(), value, headers_of(ident, customer, effective_at)
+                yield topics.changes, customer.encode(), value, headers_of(ident, customer, effective_at), _BY_KEY
         # A move that is withheld is a move all the same: snapshots show where each customer is now.
         for customer, labels in wire.snapshots():
-            yield topics.snapshots, customer.encode(), labels, _JSON
+            yield topics.snapshots, customer.encode(), labels, _JSON, _BY_KEY
         for customer in entry.forgotten:
-            yield topics.snapshots, customer.encode(), None, _JSON
+            yield topics.snapshots, customer.encode(), None, _JSON, _BY_KEY
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)
             if len(value) > _LARGEST_LETTER:
                 reason = f"{letter['reason']} (the value is too large to copy; read it at its topic and offset)"
                 value = orjson.dumps({**letter, "reason": reason, "key": None, "value": None, "headers": []})
-            yield topics.dead_letters, None, value, _JSON
+            yield topics.dead_letters, None, value, _JSON, _BY_KEY
+        for draw in entry.draws:
+            yield topics.samples, orjson.loads(draw)["dimension"].encode(), draw, _JSON, _FIRST

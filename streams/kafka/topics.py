@@ -27,7 +27,7 @@ def plan(settings: Settings, partitions: int) -> list[TopicPlan]:
     """Every topic of the system.
 
     Input is kept for good, so that state can be rebuilt from it, and stamped by the broker, whose clock the
-    ingestion clock is.
+    ingestion clock is. Samples are kept for good, too, in one partition: what is learned depends on their order.
     """
     source = {"retention.ms": _FOREVER, "retention.bytes": _FOREVER, "message.timestamp.type": "LogAppendTime"}
     return [
@@ -35,6 +35,7 @@ def plan(settings: Settings, partitions: int) -> list[TopicPlan]:
         TopicPlan(settings.changes_topic, partitions, {"retention.ms": str(30 * 86_400_000)}),
         TopicPlan(settings.snapshots_topic, partitions, {"cleanup.policy": "compact"}),
         TopicPlan(settings.dead_letters_topic, 1, {"retention.ms": str(90 * 86_400_000)}),
+        TopicPlan(settings.samples_topic, 1, {"retention.ms": _FOREVER, "retention.bytes": _FOREVER}),
     ]
 
 
@@ -61,8 +62,7 @@ def input_partitions(settings: Settings) -> int:
     topics are not co-partitioned.
     """
     inputs = list(settings.topics.values())
-    outputs = [settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic]
-    counts = partitions_by_topic(settings.broker, [*inputs, *outputs], settings.start_within)
+    counts = partitions_by_topic(settings.broker, [*inputs, *settings.output_topics], settings.start_within)
     missing = [topic for topic, count in counts.items() if not count]
     if missing:
         raise ConfigurationError(

@@ -99,7 +99,7 @@ class SegmenterApp(faust.App):
             stream_wait_empty=False,
             worker_redirect_stdouts=False,
         )
-        declare_agents(self, shards, settings.topics)
+        declare_agents(self, shards, settings.topics, settings.samples_topic)
 
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)

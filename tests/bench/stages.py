@@ -23,7 +23,8 @@ import orjson
 
 from models.events import ROLES, VALUES, Role
 from models.instants import FOREVER, parse
-from models.segmenter import Outcome, Segmenter
+from models.outcome import Outcome
+from models.segmenter import Segmenter
 from streams.activations import Activations
 from streams.commit import OutboxEntry, Range
 from streams.embedded.stack import EmbeddedStack
@@ -122,7 +123,7 @@ def measure_stages(workload: Workload, batch_size: int, repeats: int) -> StageTi
     """Run a workload ``repeats`` times through all stages."""
     times = StageTimes(workload.name, workload.compared.name, batch_size, len(workload.records))
     settings = Settings()
-    topics = OutputTopics(settings.changes_topic, settings.snapshots_topic, settings.dead_letters_topic)
+    topics = OutputTopics(*settings.output_topics)
     with EmbeddedStack(settings) as stack:
         publisher = KafkaPublisher(stack.broker.address, topics)
         for repeat in range(repeats):

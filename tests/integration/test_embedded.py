@@ -108,7 +108,7 @@ def test_stack_serves_its_topics_and_redis() -> None:
         given = stack.environment()
         assert given == {"SEGMENTER_BROKER": stack.broker.address, "SEGMENTER_REDIS": stack.redis.url}
         with Topics(stack.broker.address) as topics, redis.Redis.from_url(stack.redis.url) as client:
-            for topic in (*settings.topics.values(), "my.changes", "customer-segments", "dead-letters"):
+            for topic in (*settings.topics.values(), *settings.output_topics):
                 assert topics.ends(topic) == dict.fromkeys(range(4), 0)
             assert client.ping()
 

@@ -53,9 +53,9 @@ def _config(admin: AdminClient, topic: str) -> dict[str, str]:
 def test_topics_create(settings: dict[str, str]) -> None:
     """Creates what is missing as it must be, twice without harm; what exists stays as it is."""
     said = output_of("topics", "create", "--partitions", "3", settings=settings)
-    assert said.count("created") == 6
+    assert said.count("created") == 7
     again = output_of("topics", "create", "--partitions", "3", settings=settings)
-    assert (again.count("created"), again.count("exists")) == (0, 6)
+    assert (again.count("created"), again.count("exists")) == (0, 7)
     admin = AdminClient({"bootstrap.servers": settings["SEGMENTER_BROKER"]})
     found = admin.list_topics(timeout=10).topics
     for name in ("PURCHASES", "SIGNUPS", "ERASURES"):
@@ -69,6 +69,10 @@ def test_topics_create(settings: dict[str, str]) -> None:
     assert _config(admin, settings["SEGMENTER_CHANGES_TOPIC"])["cleanup.policy"] == "delete"
     assert _config(admin, settings["SEGMENTER_SNAPSHOTS_TOPIC"])["cleanup.policy"] == "compact"
     assert len(found[settings["SEGMENTER_DEAD_LETTERS_TOPIC"]].partitions) == 1
+    samples = settings["SEGMENTER_SAMPLES_TOPIC"]
+    kept = {name: _config(admin, samples)[name] for name in ("retention.ms", "retention.bytes", "cleanup.policy")}
+    assert len(found[samples].partitions) == 1
+    assert kept == {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 
 
 def test_topics_that_are_not_copartitioned(settings: dict[str, str]) -> None:

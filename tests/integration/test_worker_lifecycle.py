@@ -329,8 +329,8 @@ def rebuilds_what_redis_lost(folder: Path) -> None:
         topics.put(before)
         eventually(lambda: state.settled(topics), 30, "the first half is processed")
         first, ends = topics.changes(), topics.ends(CHANGES)
-        # The first cut-offs of all label everybody, which is no move that anybody made.
-        begun = [change for change in first if change["cause"] == "population" and change["from"] is None]
+        # The first cut-offs and the first model of all label everybody, which is no move that anybody made.
+        begun = [change for change in first if change["cause"] in ("population", "model") and change["from"] is None]
         assert all(change["backfill"] == (change in begun) for change in first)
         _stops(worker)
         state.client.flushall()

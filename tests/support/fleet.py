@@ -7,6 +7,7 @@ _TOPICS = {
     "CHANGES": "segment-changes",
     "SNAPSHOTS": "customer-segments",
     "DEAD_LETTERS": "dead-letters",
+    "SAMPLES": "cluster-samples",
 }
 
 

@@ -11,7 +11,7 @@ from models.clusters import ClusterModel, Settings
 from models.errors import StateError
 from models.events import ROLES
 from models.instants import NEVER
-from models.learner import Alarm, Learned, LearnerState
+from models.learner import Alarm, LearnerState, Numbers
 from models.policy import Policy
 from models.population import SUMMARISED, Cutoffs, Distribution, Summary
 from models.rows import layout_of
@@ -311,7 +311,7 @@ def publish(store: MemoryStore, instant: int, published: ClusterModel | None) ->
 
 def learner(published: ClusterModel) -> LearnerState:
     """The learner of a model, which has learned from two customers."""
-    learned = Learned(
+    learned = Numbers(
         count=2, means=(1.0,), variances=(1.0,), centres=published.centres, idle=(0, 0), hasty=0, alarm=Alarm(unit=1.0)
     )
     return LearnerState(

@@ -377,7 +377,7 @@ def test_alerts_say_what_to_do(name: str) -> None:
     rule = ALERTS[name]
     assert set(rule) - {"keep_firing_for"} == {"alert", "expr", "for", "labels", "annotations"}
     assert seconds(rule["for"]) > 0
-    assert rule["labels"] in ({"severity": "warning"}, {"severity": "critical"})
+    assert rule["labels"] in [{"severity": severity} for severity in ("info", "warning", "critical")]
     assert set(rule["annotations"]) == {"summary", "description"}
     assert len(rule["annotations"]["summary"]) < 100 < len(rule["annotations"]["description"])
 

@@ -105,7 +105,7 @@ def codes(*, without: str = "", also: str = "") -> str:
         ("cluster", "sample = 5001", "sample: must be less than or equal to 5000"),
         ("cluster", "features = []", "features: .*at least 1 item"),
         ("cluster", 'features = ["orders", "orders"]', "features: must name each measure once"),
-        ("cluster", 'features = ["age", "orders"]', "features: cannot be age; use orders and tenure_days, or birth_year"),
+        ("cluster", 'features = ["age", "orders"]', "features: cannot be age; use orders and tenure_days"),
         ("cluster", 'features = ["city"]', "city is no measure and not in attributes.numbers"),
         ("cluster", "margin = 101", "margin: must be less than or equal to 100"),
         ("cluster", "profiles = {c6 = {}}", "profiles names c6; the segments are c1, c2, c3, c4, c5"),

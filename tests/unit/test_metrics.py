@@ -35,7 +35,7 @@ def test_labels_are_bounded(metric: MetricWrapperBase) -> None:
     """No metric has a series for each customer, event or message."""
     allowed = {
         "topic", "outcome", "dimension", "from_segment", "to_segment", "cause", "segment", "shard", "partition", "code",
-        "reason",
+        "reason", "cluster",
     }  # fmt: skip
     assert set(metric._labelnames) <= allowed
 
@@ -81,8 +81,26 @@ def test_a_shard_is_forgotten() -> None:
     metrics.forget_shard("1")
 
 
+def test_a_model_is_forgotten() -> None:
+    """The series of a dimension that is no longer learned here are gone, another's stay; what was counted stays."""
+    gauges = [each for each in ALL.values() if isinstance(each, Gauge) and "segmenter_cluster" in each._name]
+    learned = [each for each in gauges if "shard" not in each._labelnames]
+    assert len(learned) >= 6
+    for gauge in learned:
+        for name in ("gone", "gone2"):
+            gauge.labels(**dict.fromkeys(gauge._labelnames, "c1") | {"dimension": name}).set(5)
+    metrics.DRIFTS.labels("gone").inc()
+    metrics.forget_model("gone")
+    for gauge in learned:
+        (family,) = gauge.collect()
+        assert {sample.labels["dimension"] for sample in family.samples} & {"gone", "gone2"} == {"gone2"}
+    assert REGISTRY.get_sample_value("segmenter_cluster_drifts_total", {"dimension": "gone"}) == 1
+    metrics.forget_model("gone2")
+
+
 def test_forgetting_what_was_never_known_is_harmless() -> None:
-    """A shard that has no series yet may leave."""
+    """A shard that has no series yet may leave, and a model that was never learned."""
     before = REGISTRY.get_sample_value("segmenter_shards")
     metrics.forget_shard("987654")
+    metrics.forget_model("never")
     assert REGISTRY.get_sample_value("segmenter_shards") == before

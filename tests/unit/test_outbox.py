@@ -440,7 +440,23 @@ def test_an_entry_of_a_newer_version_is_told() -> None:
         OutboxEntry.decode("7-t", b'{"format":2,"changes":[],"dead_letters":[]}')
 
 
-@pytest.mark.parametrize("stored", [b"", b"{", b"[]", b"null", b"{}", b'{"format":1,"changes":[]}', b"\xff"])
+def test_draws_are_stored_as_they_are() -> None:
+    """Their text goes into the entry as it is, is read back alike, and an entry of before has none."""
+    draws = (b'{"dimension":"k","keys":[18446744073709551615],"rows":[[0.1,-2.5e-7]]}', b'{"a":1}')
+    entry = OutboxEntry("7-t", (), (), draws=draws)
+    assert b",".join(draws) in entry.encode()
+    assert tuple(OutboxEntry.decode("7-t", entry.encode()).draws) == draws
+    before = OutboxEntry.decode("7-t", b'{"format":1,"changes":[],"dead_letters":[],"withheld":[],"forgotten":[]}')
+    assert before.draws == ()
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"", b"{", b"[]", b"null", b"{}", b'{"format":1,"changes":[]}', b"\xff",
+        b'{"format":1,"changes":[],"dead_letters":[],"draws":null}',
+    ],
+)  # fmt: skip
 def test_an_entry_that_is_damaged_is_told(stored: bytes) -> None:
     """By its id, with what can be done."""
     with pytest.raises(StateError, match="outbox entry 7-t is damaged; restore the store from a backup"):

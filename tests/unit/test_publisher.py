@@ -2,24 +2,29 @@
 
 import asyncio
 import threading
+import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
+from aiokafka import codec
 from confluent_kafka import KafkaError, KafkaException
 
 from models.batch import Reader, Refusal, read
 from models.changes import dead_letter
+from models.clusters import Settings
 from models.instants import FOREVER
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
 from streams.kafka import publisher as publisher_module
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
+from tests.support.samples import recorded, values
 from tests.unit.build import Event, Feeder, Rec, at, erasure, make_policy, purchase, record, signup
 from tests.unit.fakes import eventually, settle
 
-TOPICS = OutputTopics("out.changes", "out.snapshots", "out.dead")
+TOPICS = OutputTopics("out.changes", "out.snapshots", "out.dead", "out.samples")
 #: What librdkafka sends by default; a broker takes 1 MiB, and so may a record be that large.
 LARGEST_MESSAGE = 1_000_000
 
@@ -208,6 +213,32 @@ def test_what_was_stored_is_sent_as_it_was_stored(publisher: KafkaPublisher) -> 
     assert messages(publisher, again) == messages(publisher, made)
 
 
+def test_draws_go_to_the_first_partition_of_the_samples(publisher: KafkaPublisher) -> None:
+    """As they are, keyed by their dimension, wherever the key belongs; everything else is where it was."""
+    draws = values(recorded(1, sample=40, dimension="größe"))
+    made = OutboxEntry("1-t", Feeder().feed(purchase("a", "e1", at(0))), (), draws=draws)
+    for each in (made, OutboxEntry.decode(made.id, made.encode())):
+        found = messages(publisher, each)
+        assert [message["value"] for message in on("out.samples", found)] == draws
+        assert {(message["key"], message["partition"]) for message in on("out.samples", found)} == {
+            ("größe".encode(), 0)
+        }
+        assert {message["partition"] for message in found if message["topic"] != "out.samples"} == {-1}
+        assert len(found) == len(draws) + 2
+
+
+def test_the_largest_draw_fits_a_message(publisher: KafkaPublisher) -> None:
+    """The producer takes it however many digits its numbers have, and compressed it is less than a broker takes."""
+    settings = Settings(features=tuple("abcdefgh"), clusters=50, sample=5000, seed=1)
+    rng = np.random.default_rng(1)
+    rows = tuple(map(tuple, (-rng.random((5000, 8)) * 10.0 ** rng.integers(17, 300, (5000, 8))).tolist()))
+    keys = tuple(np.sort(rng.integers(2**63, 2**64, 5000, dtype=np.uint64)).tolist())
+    (some,) = recorded(0, shards=1)
+    draw = some.model_copy(update={"settings": settings, "keys": keys, "rows": rows}).encode()
+    assert len(draw) < producer_of(publisher).config["message.max.bytes"]
+    assert len(zlib.compress(draw, 1)) < 1_000_000
+
+
 def test_a_dead_letter_has_everything_of_the_record(publisher: KafkaPublisher) -> None:
     """Code, reason, place, bytes and headers; it has no key, because the record's may be anything."""
     letter = letter_of(Rec(b"\xff", b"k", 7, 1_700_000_000_000, (("h", b"v"),)))
@@ -360,6 +391,13 @@ def test_close_ends_the_poller_and_gives_up_the_queue(publisher: KafkaPublisher)
     publisher.close()
     assert producer_of(publisher).purged
     assert not publisher._poller.is_alive()
+
+
+def test_workers_can_read_what_is_compressed() -> None:
+    """Draws are compressed and read again by workers; so may producers compress events, with any codec of Kafka's."""
+    assert codec.has_lz4()
+    assert codec.has_snappy()
+    assert codec.has_zstd()
 
 
 def test_the_producer_neither_loses_nor_doubles_nor_reorders(publisher: KafkaPublisher) -> None:

@@ -19,6 +19,10 @@ from tests.unit.build import Event, at, erasure, make_policy, purchase, refund, 
 EVENTS = list(generate(Population(customers=150, seed=3, refund_share=0.1)))
 UNTIL = "2025-06-01T00:00:00Z"
 LIFECYCLE = make_policy()
+#: Clusters are learned from fewer customers than there are, so that it matters who is drawn.
+KIND = '\n[dimensions.kind]\nengine = "cluster"\nclusters = 3\nsample = 100\nfeatures = ["recency_days", "monetary"]\n'
+CLUSTERS = make_policy(more=KIND)
+POLICIES = {"lifecycle": LIFECYCLE, "default": default_policy(), "clusters": CLUSTERS}
 
 
 def replay(events: Iterable[Event], policy: Policy = LIFECYCLE, **how: Any) -> list[SegmentChanged]:
@@ -142,16 +146,17 @@ def test_changes_are_in_the_order_of_files() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_batches_make_no_difference(policy: Policy, batch_size: int) -> None:
     """The same input gives the same bytes whatever the batch size, with population cut-offs and without."""
     whole = replay(EVENTS, policy, until=UNTIL)
     assert orjson.dumps(replay(EVENTS, policy, until=UNTIL, batch_size=batch_size)) == orjson.dumps(whole)
-    assert ("population" in {change["cause"] for change in whole}) == policy.needs_population
+    assert bool({change["cause"] for change in whole} & {"population", "model"}) == policy.needs_population
+    assert ("model" in {change["cause"] for change in whole}) == bool(policy.clusters)
 
 
 @pytest.mark.parametrize("batch_size", [7, 5000])
-@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_batches_make_no_difference_out_of_order(policy: Policy, batch_size: int) -> None:
     """Neither do they when events are late, redelivered and erased."""
     rng = random.Random(5)
@@ -168,10 +173,11 @@ def test_batches_make_no_difference_out_of_order(policy: Policy, batch_size: int
 
 
 @pytest.mark.parametrize("shards", [2, 4, 13])
-@pytest.mark.parametrize("policy", [LIFECYCLE, default_policy()], ids=["lifecycle", "default"])
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_shards_make_no_difference_in_time_order(policy: Policy, shards: int) -> None:
     """Input in time order gives the same changes on any number of shards, but for decided_at; cut-offs are alike."""
     one, many = replay(EVENTS, policy, until=UNTIL), replay(EVENTS, policy, until=UNTIL, shards=shards)
+    assert ("model" in {change["cause"] for change in one}) == bool(policy.clusters)
     assert without_decided_at(many) == without_decided_at(one)
     assert many != one
 

@@ -107,6 +107,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("changes_topic", "ä", "String should match pattern"),
     ("snapshots_topic", "a/b", "String should match pattern"),
     ("dead_letters_topic", "a:b", "String should match pattern"),
+    ("samples_topic", "a:b", "String should match pattern"),
     ("http_port", "65536", "must be less than or equal to 65535"),
     ("http_port", "-1", "must be greater than or equal to 0"),
     ("http_port", "http", "must be a valid integer"),
@@ -158,6 +159,8 @@ def test_each_topic_has_its_own_name() -> None:
     """Two roles on one topic could not be told apart."""
     assert "each topic must have a name of its own" in refused({"signups_topic": "purchases"})
     assert "each topic must have a name of its own" in refused({"dead_letters_topic": "erasures"})
+    assert "each topic must have a name of its own" in refused({"samples_topic": "purchases"})
+    assert "each topic must have a name of its own" in refused({"samples_topic": "segment-changes"})
     assert "each topic must have a name of its own" in refused({"changes_topic": "x", "snapshots_topic": "x"})
 
 
