@@ -18,7 +18,7 @@ from faust.types import TP
 from models.batch import Record
 from models.clusters import ClusterModel
 from models.errors import SegmenterError, StateError
-from models.instants import SECOND
+from models.instants import SECOND, format_instant
 from streams import metrics
 from streams.commit import Range
 from streams.errors import LostBatch, Recoverable
@@ -203,10 +203,23 @@ class Training:
         self._mended()
         metrics.EVENTS.labels(self.tp.topic, "used").inc(len(values) - len(lesson.refused))
         metrics.EVENTS.labels(self.tp.topic, "refused").inc(len(lesson.refused))
+        for (name, as_of), model in lesson.models.items():
+            if model is not None:
+                log.info(
+                    "%s: version %d as of %s has learned %d samples, quantisation error %.3f, silhouette %.3f",
+                    *(name, model.version, format_instant(as_of), model.samples, model.error, model.silhouette),
+                    extra={"action": "model", "dimension": name, "version": model.version},
+                )
         for name, state in self._trainer.learners.items():
             known = before.get(name)
             if known is not None and state.drifts > known.drifts:
                 metrics.DRIFTS.labels(name).inc(state.drifts - known.drifts)
+                log.warning(
+                    "%s: drift, customers are farther from their clusters than they used to be; learning faster for a "
+                    "while",
+                    name,
+                    extra={"action": "drift", "dimension": name},
+                )
 
     def _fail(self, error: Exception) -> None:
         """Learn nothing until the learners have been loaded again."""

@@ -14,7 +14,16 @@ from tests.bench.events import RECORD_BATCH, Events, make_events
 from tests.bench.machine import describe_machine, load_average
 from tests.bench.report import Measured, Repeat, render
 from tests.bench.stages import StageTimes, measure_stages, workloads
-from tests.bench.throughput import BenchError, Contender, DefaultPolicyWorker, NaiveAgent, Run, SegmenterWorker, measure
+from tests.bench.throughput import (
+    BenchError,
+    Contender,
+    DefaultPolicyWorker,
+    LearningWorker,
+    NaiveAgent,
+    Run,
+    SegmenterWorker,
+    measure,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ def _throughput(events: Events, known: Events, repeats: int, record_batch: int, 
         _say(f"repeat {repeat} of {repeats}")
         before, naive = run(SegmenterWorker), run(NaiveAgent)
         default = run(DefaultPolicyWorker)
-        later = (run(SegmenterWorker, known), run(DefaultPolicyWorker, known))
+        later = (run(SegmenterWorker, known), run(DefaultPolicyWorker, known), run(LearningWorker, known))
         found.append(Repeat((before,) if quick else (before, run(SegmenterWorker)), naive, default, later))
     return found
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 import numpy as np
-import orjson
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
@@ -51,10 +51,9 @@ def cluster_policy(currency: str, seed: int = 1) -> Policy:
     )
 
 
-def purchases(data: Path, name: str) -> list[RecordedEvent]:
-    """The recorded purchases, in time order."""
-    events = read_recorded([str(data / f"{name}.ndjson.gz")])
-    return [event for event in events if orjson.loads(event.value)["kind"] == "purchase"]
+def recording(data: Path, name: str) -> list[RecordedEvent]:
+    """The recorded events, in time order, refunds among them."""
+    return list(read_recorded([str(data / f"{name}.ndjson.gz")]))
 
 
 def reordered(events: Sequence[RecordedEvent], seed: int) -> Iterator[RecordedEvent]:
@@ -90,16 +89,21 @@ def learned(events: Iterator[RecordedEvent] | Sequence[RecordedEvent], policy: P
     replayed = replay.finish()
     model = replay.activations[-1].cutoffs.clusters["cluster"]
     labels = policy.dimensions["cluster"].labels
-    codes = [labels.index(customer["segments"].get("cluster") or labels[0]) for customer in replayed.customers()]
+    codes = [labels.index(customer["segments"]["cluster"] or labels[0]) for customer in _buyers(replayed)]
     return Learned(_values(replayed), np.array(codes), model, time.perf_counter() - began)
 
 
 def _values(replayed: Replayed) -> Floats:
     """Whole days since the last purchase, orders and money of each customer; the end is the last purchase of all."""
-    every = list(replayed.customers())
+    every = _buyers(replayed)
     last = np.array([parse(customer["last_purchase_at"]) for customer in every])
     orders = np.array([customer["orders"] for customer in every])
     return np.column_stack([(last.max() - last) // DAY, orders, [float(customer["gross"]) for customer in every]])
+
+
+def _buyers(replayed: Replayed) -> list[dict[str, Any]]:
+    """The customers who have bought, by customer_id."""
+    return [customer for customer in replayed.customers() if customer["orders"]]
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,8 @@ def _silhouette(points: Floats, labels: np.ndarray, sample: int | None) -> float
 
 
 def _quality(data: Path, name: str, sample: int | None) -> None:
-    events, batch = purchases(data, name), None
-    click.echo(f"\n{name}: {len(events):,} purchases")
+    events, batch = recording(data, name), None
+    click.echo(f"\n{name}: {len(events):,} events")
     click.echo("seed order  silhouette  batch   ratio   nearest   ARI    version drifts replay")
     for seed in (1, 2, 3):
         for order in (0, 1, 2):

@@ -1,7 +1,7 @@
 """The policies that are compared: the lifecycle alone, and the default policy with all its dimensions.
 
-Value and RFM need cut-offs, which a fresh fleet has after a week; here they are in force from the start, taken from
-the very customers that are measured.
+Value and RFM need cut-offs, and clusters a model, which a fresh fleet has after a week; here they are in force from the
+start, taken from the very customers that are measured.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from importlib import resources
 
 from models.activation import Activation
+from models.clustering import learn
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, SECOND
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs, cutoffs_of, summary_of
+from models.sampling import Draw, draw_of
+from models.table import CustomerTable
 from streams.activations import Activations
 from streams.commit import Range
 from streams.ports import StateStore
@@ -56,12 +59,29 @@ def compared(records: Sequence[BenchRecord]) -> list[Compared]:
     ]
 
 
-def _cutoffs(policy: Policy, records: Sequence[BenchRecord]) -> Cutoffs:
+def _table(policy: Policy, records: Sequence[BenchRecord]) -> CustomerTable:
     topics: dict[Role, str] = {role: role for role in ROLES}
     store = MemoryStore()
     processor = BatchProcessor(Shard(0, 1, topics), Activations(store, policy), store, Clock.INGESTION)
     processor.load(dict.fromkeys(ROLES, 0), {})
     batch, _ = processor.read("purchases", records, FOREVER)
     processor.fold(batch, (), {"purchases": Range(0, len(records))})
+    return processor.table
+
+
+def week_of_draws(records: Sequence[BenchRecord], shards: int, weeks: int) -> list[Draw]:
+    """What so many shards draw of the customers at the week's end; the first has them all."""
+    policy = shipped("default")
+    table, instant = _table(policy, records), int(time.time() * SECOND) + weeks * policy.population.every
+    (name,) = policy.clusters
+    whole = draw_of(table, name, instant, 0, shards)
+    nobody = whole.model_copy(update={"keys": (), "rows": ()})
+    return [whole, *(nobody.model_copy(update={"shard": shard}) for shard in range(1, shards))]
+
+
+def _cutoffs(policy: Policy, records: Sequence[BenchRecord]) -> Cutoffs:
+    table = _table(policy, records)
     now = int(time.time() * SECOND)
-    return cutoffs_of(policy, summary_of(processor.table, now), now, Cutoffs())
+    draws = [draw_of(table, name, now, 0, 1) for name in policy.clusters]
+    learned = {name: model for (name, _), model in learn({}, draws).models.items() if model is not None}
+    return cutoffs_of(policy, summary_of(table, now), now, Cutoffs(), learned)

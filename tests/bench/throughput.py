@@ -36,8 +36,8 @@ from streams.embedded.stack import EmbeddedStack
 from streams.settings import Settings
 from streams.store.keys import shard_keys
 from streams.store.redis import RedisStore
-from tests.bench.events import PARTITION_LIMIT, RECORD_BATCH, RECORD_OVERHEAD, Events, produce
-from tests.bench.policies import compared
+from tests.bench.events import PARTITION_LIMIT, RECORD_BATCH, RECORD_OVERHEAD, Events, Produced, produce
+from tests.bench.policies import compared, week_of_draws
 
 _READY_WITHIN: Final = 60.0
 _DONE_WITHIN: Final = 600.0
@@ -73,6 +73,17 @@ class Contender(ABC):
 
     def prepare(self, events: Events) -> None:  # noqa: B027
         """What must be there before it starts."""
+
+    def warm(self, events: Events) -> bool:
+        """Whether it has warmed up otherwise, too."""
+        return True
+
+    def also(self, events: Events) -> None:  # noqa: B027
+        """What else it is given to do while it is measured."""
+
+    def also_done(self) -> bool:
+        """Whether that is done."""
+        return True
 
     def changes(self) -> int | None:
         """How many changes it has made, if it makes others than those that are known beforehand."""
@@ -112,11 +123,12 @@ class SegmenterWorker(Contender):
     def mean_batch(self) -> float:
         return self._counted("segmenter_batch_records_sum") / self._counted("segmenter_batch_records_count")
 
-    def _counted(self, name: str) -> float:
-        """The sum of a metric over its labels."""
+    def _counted(self, name: str, label: str = "") -> float:
+        """The sum of a metric over its labels, or of those with one."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.M))
+        labels = rf"\{{.*{label}.*\}}" if label else r"(?:\{.*\})?"
+        return sum(float(value) for value in re.findall(rf"^{name}{labels} (\S+)$", text, re.M))
 
 
 class DefaultPolicyWorker(SegmenterWorker):
@@ -131,8 +143,41 @@ class DefaultPolicyWorker(SegmenterWorker):
         default.activate(store)
         store.close()
 
+    def warm(self, events: Events) -> bool:
+        """Whether the empty draws with which its shards begin have been read, which imports River."""
+        return self._learned() >= PARTITIONS
+
+    def _learned(self) -> float:
+        """Draws read."""
+        return self._counted("segmenter_events_total", 'topic="cluster-samples"')
+
     def changes(self) -> int | None:
         return int(self._counted("segmenter_changes_total"))
+
+
+class LearningWorker(DefaultPolicyWorker):
+    """The same while it learns what customers drawn at a week's end say, as it does once a week."""
+
+    name = "segmenter worker, default policy, learning"
+    _seeded = False
+
+    def warm(self, events: Events) -> bool:
+        """The first draw seeds the centres, which is done once in a lifetime."""
+        if super().warm(events) and not self._seeded:
+            self._seeded = True
+            self._draw(events, weeks=1)
+        return self._learned() >= 2 * PARTITIONS
+
+    def also(self, events: Events) -> None:
+        self._draw(events, weeks=2)
+
+    def also_done(self) -> bool:
+        return self._learned() >= 3 * PARTITIONS
+
+    def _draw(self, events: Events, weeks: int) -> None:
+        draws = week_of_draws(events.history(), PARTITIONS, weeks)
+        records = [Produced(draw.dimension.encode(), draw.encode(), 0) for draw in draws]
+        produce(self.stack.broker.address, Settings().samples_topic, records)
 
 
 class NaiveAgent(Contender):
@@ -190,13 +235,16 @@ def measure(kind: type[Contender], events: Events, record_batch: int = RECORD_BA
                 time.sleep(_POLL)
 
         wait_for(lambda: contender.processed() == len(events.warm_up), _READY_WITHIN, "the warm-up")
+        wait_for(lambda: contender.warm(events), _READY_WITHIN, "the warm-up")
         time.sleep(_SETTLE)
         os.kill(process.pid, signal.SIGSTOP)
+        contender.also(events)
         produce(stack.broker.address, "purchases", events.measured, record_batch)
         cpu = _cpu_seconds(process.pid)
         began = time.perf_counter()
         os.kill(process.pid, signal.SIGCONT)
         wait_for(lambda: contender.processed() == events.total, _DONE_WITHIN, "the last event")
+        wait_for(contender.also_done, _READY_WITHIN, "all else")
         seconds = time.perf_counter() - began
         used = _cpu_seconds(process.pid)
         cpu_seconds = None if cpu is None or used is None else used - cpu

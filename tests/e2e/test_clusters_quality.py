@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.clusters import RECORDINGS, Batch, cluster_policy, learned, purchases, reordered
+from tests.bench.clusters import RECORDINGS, Batch, cluster_policy, learned, recording, reordered
 
 #: The least share of the silhouette of scikit-learn's KMeans.
 ENOUGH = 0.95
@@ -14,7 +14,7 @@ ENOUGH = 0.95
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_the_silhouette_is_near_that_of_batch_k_means(data_folder: Path, name: str) -> None:
     """Of CDNOW and Online Retail II, by the labels that were published; and any order within the days has the same."""
-    events = purchases(data_folder, name)
+    events = recording(data_folder, name)
     policy = cluster_policy(RECORDINGS[name])
     found = learned(events, policy)
     batch = Batch.of(found.values, sample=5000)

@@ -453,8 +453,9 @@ def test_what_is_no_draw_is_counted() -> None:
 # Metrics
 
 
-def test_the_model_is_told_by_who_learns_it() -> None:
-    """Of dimensions that the policy has, until the samples go to another worker."""
+def test_the_model_is_told_by_who_learns_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Of dimensions that the policy has, until the samples go to another worker; versions and drifts are in the log."""
+    caplog.set_level("INFO")
     names = (
         "cluster_model_version", "cluster_model_as_of_timestamp_seconds", "cluster_samples",
         "cluster_quantisation_error", "cluster_silhouette",
@@ -479,6 +480,8 @@ def test_the_model_is_told_by_who_learns_it() -> None:
         assert sum(share or 0 for share in shares) == pytest.approx(1, abs=1e-5)
         assert shares[3] is None
         assert (sample("cluster_drifts_total", dimension="cluster") or 0) > drifts
+        assert "cluster: version 12 as of 1970-01-13T00:00:00Z has learned 720 samples" in caplog.text
+        assert "cluster: drift, customers are farther from their clusters" in caplog.text
         assert set(shown("former").values()) == {None}
         assert sample("consumer_lag_records", topic=SAMPLES.topic, partition="0") == 0
         await worker.assign(1)
