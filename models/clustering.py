@@ -62,7 +62,7 @@ _SILHOUETTE: Final = 1000
 class Learned:
     """What draws led to: each dimension's learner, and the model as of each instant that they completed.
 
-    A model is None while too few customers were seen.
+    A model is None while too few customers were seen, or for an instant that was given up or is already known.
     """
 
     states: dict[str, LearnerState]
@@ -75,10 +75,14 @@ def learn(states: Mapping[str, LearnerState], draws: Sequence[Draw]) -> Learned:
     for draw in draws:
         name = draw.dimension
         state = now.get(name) or LearnerState.beginning(draw)
+        waiting = {draw.as_of, *(each.as_of for each in state.pending)}
         state = state.hearing(draw)
         while (instant := state.due) is not None:
             state = _after(state.past(instant), instant)
             models[name, instant.as_of] = state.model
+        # Of an instant that nobody will ever learn it is said that there is nothing, so that no shard waits for it.
+        for as_of in sorted(waiting - {each.as_of for each in state.pending}):
+            models.setdefault((name, as_of), None)
         now[name] = state
     return Learned(now, models)
 

@@ -136,7 +136,7 @@ class Segmenter:
             dwell = self._dwell[d]
             if dwell is not None:
                 held = (dimension.label(table, rows, now) != table.label[rows, d]) & (deadline >= time)
-                deadline = np.where(held, np.maximum(table.changed_at[rows, d] + dwell, settled), deadline)
+                deadline = np.where(held, np.maximum(self._held_until(table, rows, d, dwell), settled), deadline)
             table.deadline[rows, d] = deadline
         self._relabel(table, rows[table.activation[rows] < self.number])
         table.note_deadlines(rows)
@@ -157,7 +157,7 @@ class Segmenter:
                 due = at - 1
                 dwell = self._dwell[d]
                 if dwell is not None and not by_policy:
-                    due = np.maximum(due, table.changed_at[rows, d] + dwell)
+                    due = np.maximum(due, self._held_until(table, rows, d, dwell))
                 table.deadline[rows, d] = np.where(moved, due, self._next_deadline(table, rows, d, at))
         table.note_deadlines(rows)
 
@@ -167,7 +167,13 @@ class Segmenter:
         dwell = self._dwell[d]
         if dwell is None:
             return deadline
-        return np.where(deadline < FOREVER, np.maximum(deadline, table.changed_at[rows, d] + dwell), FOREVER)
+        held = self._held_until(table, rows, d, dwell)
+        return np.where(deadline < FOREVER, np.maximum(deadline, held), FOREVER)
+
+    @staticmethod
+    def _held_until(table: CustomerTable, rows: Rows, d: int, dwell: int) -> Instants:
+        """The end of each row's dwell in a dimension. To have no label holds nobody."""
+        return np.where(table.label[rows, d] == NO_LABEL, NEVER, table.changed_at[rows, d] + dwell)
 
     def _round(
         self,

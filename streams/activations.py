@@ -13,14 +13,14 @@ from typing import Final
 
 from models.activation import Activation
 from models.clusters import ClusterModel
+from models.engines import ClusterPolicy
 from models.errors import StateError
 from models.instants import NEVER
-from models.learner import LearnerState
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs, Summary, cutoffs_of
 from models.segmenter import Segmenter
-from streams.errors import ConfigurationError
-from streams.ports import StateStore
+from streams.errors import ConfigurationError, StoreUnavailable
+from streams.ports import NO_MODEL, StateStore
 
 log = logging.getLogger(__name__)
 
@@ -120,32 +120,39 @@ class Activations:
         # A shard's first summary may be later than others', which wait for cut-offs as of theirs.
         known = [set(self._store.summarised(shard)) for shard in range(partitions)]
         for instant in sorted(set[int]().union(*known)):
-            parts = self._summaries(instant, known) if instant > active.cutoffs.as_of else None
+            if instant <= active.cutoffs.as_of or not self._summarised(instant, known):
+                continue
+            learned = {name: self._model(name, instant) for name in policy.clusters}
+            if models and None in learned.values():
+                return False
+            parts = self._summaries(instant, known)
             if parts is not None:
-                learned = self._learned(policy, instant)
-                if learned is None and models:
-                    return False
-                return self._activate(active, policy, instant, Summary.merged(parts), learned or {})
+                return self._activate(active, policy, instant, Summary.merged(parts), _read(learned))
         return False
 
-    def _learned(self, policy: Policy, instant: int) -> dict[str, ClusterModel] | None:
-        """The clusters' models as of an instant, of those that have one by then; None while it is not known."""
-        learned = {}
-        for name in policy.clusters:
-            stored = self._store.learned_model(name, instant)
-            if stored is None:
-                return None
-            if stored != b"null":
-                learned[name] = ClusterModel.parse(stored)
-        return learned
+    def learned_by(self, instant: int) -> bool:
+        """Whether it is known what has been learned by an instant, of all that the active policy wants learned."""
+        policy = self.policy(self.active.policy_version)
+        return all(self._model(name, instant) is not None for name in policy.clusters)
+
+    def _model(self, dimension: str, instant: int) -> bytes | None:
+        try:
+            return self._store.learned_model(dimension, instant)
+        except StoreUnavailable as error:
+            # Should it be this key alone that cannot be read, cut-offs need not wait for it.
+            log.warning("%s", error, extra={"action": "model_unknown"})
+            return None
+
+    @staticmethod
+    def _summarised(instant: int, known: Sequence[set[int]]) -> bool:
+        """Whether all shards' summaries as of an instant are there, or may be: a shard that began later has none.
+
+        To read them is dear.
+        """
+        return all(each and (instant in each or instant < min(each)) for each in known)
 
     def _summaries(self, instant: int, known: Sequence[set[int]]) -> list[Summary] | None:
-        """All shards' summaries as of an instant, or None if one is missing.
-
-        To read them is dear, so it is done only when all are there, or may be: a shard that began later has none.
-        """
-        if any(not each or (instant not in each and instant > min(each)) for each in known):
-            return None
+        """All shards' summaries as of an instant, or None if one is missing."""
         parts = []
         for shard in sorted(range(len(known)), key=lambda shard: instant in known[shard]):
             part = self._store.summary(shard, instant)
@@ -193,23 +200,22 @@ class Activations:
             if population is not None:
                 before = self.active.cutoffs
                 # A dimension that is there again, as after a rollback, has what it had learned.
-                learned = {name: model for name, model in self._lately().items() if name not in before.clusters}
-                cutoffs = cutoffs_of(policy, population[1], population[0], before, learned)
+                cutoffs = cutoffs_of(policy, population[1], population[0], before, self._learned_before(policy))
             following = Activation(self.latest + 1, "policy", policy.version, instant, NEVER, backfill, cutoffs)
             if self._store.activate(following, policy.text):
                 self.refresh()
                 return following
 
-    def _lately(self) -> dict[str, ClusterModel]:
-        """What has been learned last of each cluster dimension there ever was, as far as it can be read."""
+    def _learned_before(self, policy: Policy) -> dict[str, ClusterModel]:
+        """The latest model that fits of each cluster dimension, of all that were ever in force."""
         found: dict[str, ClusterModel] = {}
-        for name, stored in self._store.learners()[1].items():
-            try:
-                model = LearnerState.parse(stored).model
-            except StateError as error:
-                log.warning("%s; going on without it", error, extra={"action": "clusters"})
-            else:
-                found |= {} if model is None else {name: model}
+        for name, engine in policy.dimensions.items():
+            if not isinstance(engine, ClusterPolicy):
+                continue
+            every = (self[number].cutoffs.clusters.get(name) for number in range(self.latest, 0, -1))
+            fitting = (model for model in every if model is not None and model.fits(engine))
+            if (model := next(fitting, None)) is not None:
+                found[name] = model
         return found
 
     def _check(self, policy: Policy, *, again: bool) -> None:
@@ -231,3 +237,15 @@ class Activations:
                 f"policy version {active.version} is active; give this one a greater version than {policy.version}, "
                 "or use `segmenter policy rollback` to go back"
             )
+
+
+def _read(stored: Mapping[str, bytes | None]) -> dict[str, ClusterModel]:
+    """Models by dimension, of those that there are and that can be read: without them those of before go on."""
+    found = {}
+    for name, text in stored.items():
+        if text is not None and text != NO_MODEL:
+            try:
+                found[name] = ClusterModel.parse(text)
+            except StateError as error:
+                log.error("%s: %s; going on with the one before", name, error, extra={"action": "model_damaged"})
+    return found

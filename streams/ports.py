@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from models.activation import Activation
 from models.counts import Count
 from models.events import Role
 from models.population import Summary
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
+
+#: What is stored as of an instant by which nobody has learned a model.
+NO_MODEL: Final = b"null"
 
 
 class StateStore(Protocol):

@@ -64,6 +64,8 @@ class ShardRunner:
         self._overdue = False
         self._awaiting_since: float | None = None
         self._impatient = False
+        #: The last instant of which cut-offs were taken without models.
+        self._unlearned: int | None = None
         self._moves = Counter[str]()
         #: By dimension, whom the model of the activation ``_counted_for`` has moved.
         self._relabelled = Counter[str]()
@@ -211,6 +213,8 @@ class ShardRunner:
         Cut-offs need all shards, and clusters a worker that learns them, so they are waited for a while; once that was
         in vain, no longer until some come.
         """
+        activations, partitions = self.processor.activations, self.processor.shard.partitions
+        known = activations.latest
         step = self.processor.stop(target, most=self._settings.batch_size)
         if step is not None:
             self._awaiting_since = None
@@ -218,28 +222,47 @@ class ShardRunner:
             return True
         now = time.monotonic()
         self._awaiting_since = self._awaiting_since or now
-        activations, partitions = self.processor.activations, self.processor.shard.partitions
-        if await asyncio.to_thread(activations.merge, partitions) or await asyncio.to_thread(activations.refresh):
+        await asyncio.to_thread(activations.merge, partitions)
+        await asyncio.to_thread(activations.refresh)
+        if self._unlearned is not None and activations.latest == known:
+            if await asyncio.to_thread(activations.learned_by, self._unlearned):
+                self._unlearned = None
+            else:
+                await self._go_unlearned()
+        if activations.latest != known:  # whichever of this worker's shards has made it
             return True
         if not self._impatient and now - self._awaiting_since < self._settings.merge_wait:
             self.last_progress = now
             return False
-        # What all shards have said about themselves serves without what has been learned from it.
-        unlearned = await asyncio.to_thread(activations.merge, partitions, models=False)
-        if not self._impatient:
-            shard = self.processor.shard.number
-            missing = "nobody has learned clusters" if unlearned else "another shard has not summarised its customers"
+        shard, waited = self.processor.shard.number, self._settings.merge_wait
+        await self._go_unlearned()
+        if activations.latest != known:
             log.warning(
-                "shard %d: %s after %.1f s; going on with those of before",
-                *(shard, missing, self._settings.merge_wait),
+                "shard %d: nobody has learned clusters after %.1f s; going on with those of before until somebody does",
+                *(shard, waited),
+                extra={"action": "models_missing", "shard": shard},
+            )
+            return True
+        if not self._impatient:
+            log.warning(
+                "shard %d: another shard has not summarised its customers after %.1f s; going on with the cut-offs of "
+                "before",
+                *(shard, waited),
                 extra={"action": "cutoffs_missing", "shard": shard},
             )
         self._impatient, self._awaiting_since = True, None
-        if unlearned:
-            return True
         metrics.CUTOFFS_MISSED.inc()
         self.processor.give_up()
         return True
+
+    async def _go_unlearned(self) -> None:
+        """Take what all shards have said about themselves without what would have been learned from it, if it is there.
+
+        It is not waited for again until what was missed has been learned.
+        """
+        activations, partitions = self.processor.activations, self.processor.shard.partitions
+        if await asyncio.to_thread(activations.merge, partitions, models=False):
+            self._unlearned, self._awaiting_since = activations.active.cutoffs.as_of, None
 
     async def _take_over(self, step: Step) -> None:
         """Commit and publish what no record caused; after another policy, load the shard again under it."""

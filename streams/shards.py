@@ -251,8 +251,8 @@ class Shards:
             if not self._full(tp, self._settings.buffer_size // 2):
                 self._paused.discard(tp)
                 self.consumer.on_buffer_drop(tp)
-        dimensions = {name for runner in self._runners.values() for name in runner.processor.policy.clusters}
         if self._training.ours:
+            dimensions = self._activations.policy(self._activations.active.policy_version).clusters
             self._training.watch(self.consumer.progress(self._training.tp), dimensions)
         for shard, runner in self._runners.items():
             failure = runner.failed() or runner.outbox.failed()

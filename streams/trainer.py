@@ -15,12 +15,9 @@ from models.clusters import ClusterModel
 from models.errors import StateError
 from models.learner import LearnerState
 from models.sampling import Draw
-from streams.ports import StateStore
+from streams.ports import NO_MODEL, StateStore
 
 log = logging.getLogger(__name__)
-
-#: What is stored as of an instant before there is a model.
-NO_MODEL = b"null"
 
 
 @dataclass(frozen=True)

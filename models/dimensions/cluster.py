@@ -29,6 +29,8 @@ _SLACK: Final = 1e-6
 #: Days beyond which no deadline lies.
 _MOST_DAYS: Final = 100_000.0
 _STEPS: Final = 8
+#: Rows whose deadlines are found together; bounds the memory that it takes.
+_AT_ONCE: Final = 20_000
 
 
 class Cluster:
@@ -92,6 +94,9 @@ class Cluster:
         deadlines = np.full(len(rows), FOREVER, dtype=np.int64)
         if self._model is None or not self._moving or not len(rows):
             return deadlines
+        if len(rows) > _AT_ONCE:
+            parts = range(0, len(rows), _AT_ONCE)
+            return np.concatenate([self.deadline(table, rows[i : i + _AT_ONCE], at[i : i + _AT_ONCE]) for i in parts])
         values, known = self._values(table, rows, at)
         current = self._current(table, rows)
         here = np.flatnonzero(known & (current != NO_LABEL))
@@ -124,7 +129,9 @@ class Cluster:
             absent = [name for name, value in zip(self._features.names, values[0], strict=True) if np.isnan(value)]
             return f"no {' and no '.join(absent)}"
         distances = np.sqrt(self._model.distances(self._model.standardised(logged(values)))[0])
-        code = int(self.label(table, rows, instants)[0])
+        code = int(self._current(table, rows)[0])
+        if code == NO_LABEL:
+            code = int(self.label(table, rows, instants)[0])
         others = [other for other in np.argsort(distances, kind="stable").tolist() if other != code]
         said = ", ".join(f"{name} {_plain(value)}" for name, value in zip(self._features.names, values[0], strict=True))
         return (
@@ -144,8 +151,8 @@ def _days_to_close(gap: Floats, pull: Floats, days: Floats) -> Floats:
     whole = towards.sum(axis=2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # As if all that pulls towards grew as fast as the one with the fewest days …
-        more = days.min(axis=1)[:, None] * np.expm1(gap / whole)
-        if pull.shape[2] > 1:
+        more = np.minimum(days.min(axis=1)[:, None] * np.expm1(gap / whole), 2 * _MOST_DAYS)
+        if pull.shape[2] > 1 and (more < _MOST_DAYS).any():
             # … and from there by tangents. What pulls towards is concave and what pulls away only grows, so that no
             # step goes too far.
             for _ in range(_STEPS):

@@ -122,7 +122,8 @@ def test_other_settings_are_another_learner(change: dict[str, int]) -> None:
     old = learn({}, [a_draw(1, version=2), a_draw(2, version=2)]).states
     assert old["cluster"].version == 2
     for day, version in [(1, 3), (2, 1), (2, 2)]:
-        assert learn(old, [a_draw(day, version=version, **change)]) == learn(old, [])
+        same = learn(old, [a_draw(day, version=version, **change)])
+        assert (same.states, same.models) == (old, {("cluster", day * DAY): None})
     for version in (1, 2, 3):
         new = learn(old, [a_draw(3, version=version, **change)])
         state = new.states["cluster"]
@@ -131,6 +132,20 @@ def test_other_settings_are_another_learner(change: dict[str, int]) -> None:
         published = new.models["cluster", 3 * DAY]
         assert published is not None
         assert published.version == 3
+
+
+def test_who_waits_for_an_instant_that_is_given_up_is_told_so() -> None:
+    """Shards wait for the model as of an instant; there is none for one that nobody will ever learn."""
+    parts = {day: split(a_draw(day), 2) for day in range(1, MOST_PENDING + 5)}
+    found = learn({}, [parts[1][0], *parts[2]])
+    assert (found.models["cluster", 1 * DAY], set(found.models)) == (None, {("cluster", DAY), ("cluster", 2 * DAY)})
+    assert learn(found.states, [parts[1][1]]).models == {("cluster", DAY): None}
+    late = learn(found.states, [parts[day][0] for day in range(3, MOST_PENDING + 4)])
+    assert late.models == {("cluster", 3 * DAY): None}
+    other = learn(late.states, [a_draw(MOST_PENDING + 4, version=2, clusters=3)])
+    (learned,) = (as_of for (_, as_of), model in other.models.items() if model is not None)
+    assert learned == (MOST_PENDING + 4) * DAY
+    assert set(other.models) == {("cluster", day * DAY) for day in range(4, MOST_PENDING + 5)}
 
 
 def test_a_shard_that_is_behind_does_not_bring_old_settings_back() -> None:
@@ -148,7 +163,7 @@ def test_other_settings_do_not_publish_an_instant_again() -> None:
     """The model as of an instant is one for good."""
     old = learn({}, [a_draw(1), a_draw(2)]).states
     new = learn(old, [a_draw(2, version=2, clusters=3)])
-    assert new.models == {}
+    assert new.models == {("cluster", 2 * DAY): None}  # which is stored only if nothing is
     assert (new.states["cluster"].model, new.states["cluster"].learned_as_of) == (None, 2 * DAY)
 
 

@@ -11,6 +11,7 @@ from models.policy import Policy
 from models.sampling import Draw
 from models.wire import Changes
 from tests.unit.build import DAY, Feeder, at, make_policy, purchase, signup
+from tests.unit.fakes import switch
 from tests.unit.test_engines import model_of
 from tests.unit.test_processor_population import ABC, FIRST, SETTLE, WEEK, drive
 
@@ -151,6 +152,25 @@ def test_a_purchase_moves_at_once_and_time_waits_for_the_dwell() -> None:
     ]
     bought = [c for c in feeder.feed(purchase("a", "e9", at(61))) if c["dimension"] == "kind"]
     assert [(c["to"], c["cause"], c["model_version"]) for c in bought] == [("c1", "purchase", 2)]
+
+
+def test_a_dwell_holds_nobody_without_a_label() -> None:
+    """After a policy with other clusters nobody has one, until its first model puts everybody into one: as history."""
+    dwell = 'clusters = 2\ndwell = "14d"'
+    feeder = begun(make_policy(more=KIND.replace("clusters = 2", dwell)), model(1, 4.0))
+    drive(feeder, FIRST + DAY)
+    switch(feeder, make_policy(version=2, more=KIND.replace("clusters = 2", dwell.replace("2", "3", 1))))
+    gone = [change for change in drive(feeder, FIRST + DAY) if change["dimension"] == "kind"]
+    assert {(change["from"], change["to"], change["cause"]) for change in gone} <= {("c1", None, "policy")}
+    assert {customer["segments"]["kind"] for customer in feeder.customers().values()} == {None}
+    three = model_of(("recency_days", "orders"), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (3.0, 0.0), (5.0, 0.0))
+    known = {("kind", FIRST + WEEK): three.model_copy(update={"version": 2}).encode()}
+    feeder.store.commit_learners(feeder.store.learners()[0], 0, {}, known)
+    found = clustered(drive(feeder, FIRST + WEEK + SETTLE + 1))
+    assert [each for each in found if each[1] == "kind"] == [
+        ("a", "kind", None, "c2", "model", 2, True),
+        ("b", "kind", None, "c2", "model", 2, True),
+    ]
 
 
 def test_moves_are_counted_by_their_cause() -> None:

@@ -27,6 +27,7 @@ from tests.unit.fakes import (
 WEEK = 7 * DAY
 END = at(40)
 ABC = '[dimensions.value]\nengine = "pareto"\nclasses = { A = 80, B = 15, C = 5 }\nmargin = 0\n'
+CLUSTERS = '[dimensions.kind]\nengine = "cluster"\nclusters = 2\n'
 POLICY = make_policy(more=ABC)
 
 
@@ -141,6 +142,44 @@ def test_a_shard_that_nobody_reads_does_not_stop_the_others() -> None:
         await worker.catch_up()
         await eventually(lambda: fleet.store.peek(0).activation > 1 and worker.at_rest(), worker.turn)
         assert {c["dimension"] for c in fleet.publisher.changes} == {"lifecycle", "value"}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("learner", [None, b"{}"], ids=["nobody learns", "the learner is damaged"])
+def test_shards_wait_once_for_who_does_not_learn(learner: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
+    """Then they take the population's cut-offs without, at each instant at once; a model is taken when there is one."""
+
+    async def scenario() -> None:
+        fleet, policy = Fleet(a_month()), make_policy(more=ABC + CLUSTERS)
+        worker = fleet.worker(policy=policy, merge_wait=0.05)
+        if learner is None:
+            fleet.store.learned_model = lambda dimension, as_of: None  # type: ignore[method-assign]
+        else:
+            fleet.store.commit_learners(None, 0, {"kind": learner}, {})
+        await worker.assign(0, 1)
+        shards = worker.shards.owned.values()
+        await eventually(lambda: all(runner.processor.time > END - WEEK for runner in shards), worker.turn)
+        assert fleet.store.latest_activation() > 4
+        told = [record for record in caplog.records if getattr(record, "action", "") == "models_missing"]
+        assert len(told) == 1
+        assert "population" in {change["cause"] for change in fleet.publisher.changes}
+        assert "kind" not in {change["dimension"] for change in fleet.publisher.changes}
+
+    run(scenario)
+
+
+def test_a_damaged_model_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    """It is told, and customers stay where they are."""
+
+    async def scenario() -> None:
+        fleet, policy = Fleet(a_month()), make_policy(more=ABC + CLUSTERS)
+        fleet.store.learned_model = lambda dimension, as_of: b'{"format":2}'  # type: ignore[method-assign]
+        worker = fleet.worker(policy=policy)
+        await worker.assign(0, 1)
+        await worker.catch_up()
+        assert "kind: a stored cluster model was stored in format 2; run a newer version; going on" in caplog.text
+        assert "population" in {change["cause"] for change in fleet.publisher.changes}
 
     run(scenario)
 
