@@ -23,6 +23,8 @@ from models.table import CustomerTable, Rows
 
 #: Measures that time moves, by the column from which they count whole days.
 MOVING: Final = {"recency_days": "last_purchase_at", "tenure_days": "first_purchase_at"}
+#: Measures that are money, in units of the base currency.
+MONEY: Final = frozenset(("monetary", "average_order"))
 #: Decimals of a measure in a draw.
 _DECIMALS: Final = 6
 
@@ -43,7 +45,7 @@ class Features:
             value = each.value(table, rows, at)
             if each.name in MOVING:
                 value = np.floor(value)
-            elif each.name in ("monetary", "average_order"):
+            elif each.name in MONEY:
                 value = value / self._minor
             found[:, column] = value
         return found

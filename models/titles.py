@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from models.clusters import ClusterModel, Floats, unlogged
+from models.clusters import Floats, unlogged
 
 #: Deviations from the population's mean from which a word is said, and with "very".
 _CLEAR: Final = 0.5
@@ -47,15 +47,6 @@ def phrase(feature: str, value: float) -> str:
     text = number(value)
     one, other = _PHRASES.get(feature, (f"{feature.replace('_', ' ')} {{}}",) * 2)
     return (one if text == "1" else other).format(text)
-
-
-def described(model: ClusterModel) -> tuple[str, ...]:
-    """Each cluster's centre: ``last purchase about 12 days ago, 8 orders, 310 spent``."""
-    return tuple(_in_units(model.features, centre) for centre in model.units.tolist())
-
-
-def _in_units(features: Sequence[str], values: Sequence[float]) -> str:
-    return ", ".join(phrase(feature, value) for feature, value in zip(features, values, strict=True))
 
 
 def titles(features: Sequence[str], centres: Floats, mean: Floats, scale: Floats) -> tuple[str, ...]:

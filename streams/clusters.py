@@ -17,12 +17,10 @@ from models.instants import NEVER, format_instant
 from models.learner import LearnerState
 from models.money import Converter
 from models.policy import Policy
-from models.sampling import MOVING
+from models.sampling import MONEY, MOVING
 from models.titles import number, phrase
 from streams.ports import StateStore
 
-#: Measures that are money, in units of the base currency.
-MONEY: Final = frozenset(("monetary", "average_order"))
 #: Customers that a first draw must have for each cluster, as in models/clustering.py, which is slow to import.
 ENOUGH: Final = 20
 

@@ -16,8 +16,8 @@ import numpy as np
 from models.clusters import ClusterModel, Floats, logged
 from models.instants import format_instant
 from models.money import Converter
-from models.sampling import MOVING
-from streams.clusters import MONEY, Cluster, Clustering, phrased
+from models.sampling import MONEY, MOVING
+from streams.clusters import Cluster, Clustering, phrased
 from streams.errors import ConfigurationError
 from streams.marks import marks
 

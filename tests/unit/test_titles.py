@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.clusters import ClusterModel, logged
-from models.titles import described, number, phrase, titles
+from models.clusters import logged
+from models.titles import number, phrase, titles
 
 MEASURES = ("recency_days", "tenure_days", "orders", "refunds", "monetary", "average_order", "satisfaction", "income")
 MEAN = logged(np.array([60.0, 400.0, 3.0, 0.5, 120.0, 40.0, 4.0, 30_000.0]))
@@ -64,28 +64,16 @@ def test_no_two_titles_are_equal() -> None:
             assert len(set(found)) == clusters
 
 
-def test_a_cluster_in_one_sentence() -> None:
-    """The centre in the features' own units."""
-    features = ("recency_days", "orders", "monetary", "household_size")
-    centres = np.array([[12.0, 8.0, 310.0, 2.5], [1.0, 1.0, -5.0, 0.0]])
-    model = ClusterModel(
-        version=1,
-        as_of=0,
-        features=features,
-        mean=(0.0,) * 4,
-        scale=(1.0,) * 4,
-        centres=tuple(tuple(row) for row in logged(centres).tolist()),
-        titles=("a", "b"),
-        shares=(0.5, 0.5),
-        samples=1,
-        drifts=0,
-        error=0.0,
-        silhouette=0.0,
-    )
-    assert described(model) == (
-        "last purchase about 12 days ago, 8 orders, 310 spent, household size 2.5",
-        "last purchase about 1 day ago, 1 order, -5 spent, household size 0",
-    )
+def test_measures_are_told_in_words() -> None:
+    """In their own units, with the singular of one."""
+    told = {"recency_days": 12.0, "orders": 8.0, "monetary": 310.0, "household_size": 2.5}
+    assert [phrase(name, value) for name, value in told.items()] == [
+        "last purchase about 12 days ago",
+        "8 orders",
+        "310 spent",
+        "household size 2.5",
+    ]
+    assert phrase("recency_days", 1.0) == "last purchase about 1 day ago"
     assert phrase("satisfaction", 4.25) == "satisfaction 4.2"
     assert phrase("tenure_days", 700.4) == "first purchase about 700 days ago"
     assert phrase("refunds", 1.04) == "1 refund"
