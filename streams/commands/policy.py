@@ -343,6 +343,8 @@ def show_policy(text: bool, **given: Any) -> None:
     rows = list(_cutoff_rows(read, active))
     if rows:
         table("cut-offs", ["dimension", "of", "unit", "cut-offs"], rows)
+    for name, model in active.cutoffs.clusters.items():
+        click.echo(f"{name}: version {model.version} as of {format_instant(model.as_of)}; see segmenter clusters")
     if small := sorted(active.cutoffs.small):
         click.echo(f"too small for a campaign: {', '.join(small)}")
     columns = ["activation", "policy version", "at", "moves are"]

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from streams.settings import ENV_PREFIX, read_policy
 from streams.store import opened
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, purchase, signup, text
+from tests.unit.test_engines import model_of
 
 LIFE = """version = 1
 [attributes]
@@ -442,6 +444,15 @@ def test_show(file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> N
     assert table["rfm", "orders"] == ["orders", "1,", "1,", "1,", "1"]
     assert "too small for a campaign: value:B, value:C" in output
     assert invoke("policy", "show", "--text").output == SCORED
+
+
+def test_show_what_is_learned(file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version in force of each cluster dimension, and where there is more about it."""
+    store = fill(monkeypatch, file(SCORED))
+    active = store.activation(store.latest_activation())
+    model = model_of(("orders",), (1.0,), (1.0,), (0.0,), (1.0,)).model_copy(update={"version": 7})
+    store.activate(replace(active, number=active.number + 1, cutoffs=replace(active.cutoffs, clusters={"kind": model})))
+    assert "kind: version 7 as of 2024-01-01T00:00:00Z; see segmenter clusters\n" in invoke("policy", "show").output
 
 
 def test_show_the_history(file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
