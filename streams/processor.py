@@ -287,7 +287,8 @@ class BatchProcessor:
         if step.commit.summary is not None:
             # A policy that is new to a shard with customers must not hold them up until all shards have it.
             self._summarised = step.commit.summary[0]
-            self._awaited = None if self.time > self._summarised else self._summarised
+            known = self.time > self._summarised or self.cutoffs.as_of >= self._summarised
+            self._awaited = None if known else self._summarised
         self._next_commit += 1
 
     def _step(

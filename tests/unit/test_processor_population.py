@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from models.activation import Activation
 from models.changes import SegmentChanged
 from models.instants import FOREVER, NEVER
 from models.policy import Policy
+from models.population import Cutoffs
 from streams.processor import MOST_SUMMARIES
 from streams.store.memory import MemoryStore
 from tests.unit.build import DAY, Feeder, at, erasure, make_policy, purchase, refund, signup, text
@@ -105,6 +107,34 @@ def test_time_begins_with_a_summary_of_nobody() -> None:
     assert feeder.processor.stop_at == begin + SETTLE
     feeder.load()
     assert feeder.processor.stop_at == begin + SETTLE
+
+
+def test_a_shard_that_begins_late_does_not_wait_for_what_is_in_force() -> None:
+    """Others have summarised themselves, and cut-offs as of its first instant or a later one are there already."""
+    store, policy = MemoryStore(), abc()
+    store.activate(Activation(1, "policy", 1, NEVER, NEVER, True, Cutoffs()), policy.text)
+    store.activate(Activation(2, "population", 1, FIRST, FIRST + SETTLE, False, Cutoffs(FIRST)))
+    feeder = Feeder(policy, store=store)
+    step = feeder.processor.follow()
+    assert step is None
+    step = feeder.processor.stop(FIRST + DAY)
+    assert step is not None
+    feeder.processor.commit(step)
+    step = feeder.processor.stop(FIRST + DAY)
+    assert step is not None
+    feeder.processor.commit(step)
+    assert (feeder.processor.activation, feeder.processor.stop_at) == (2, FIRST + WEEK)
+    again = Feeder(policy, store=MemoryStore())
+    again.store.activate(Activation(1, "policy", 1, NEVER, NEVER, True, Cutoffs()), policy.text)
+    again.store.activate(Activation(2, "population", 1, FIRST, NEVER, False, Cutoffs(FIRST)))
+    again.processor.activations.refresh()
+    step = again.processor.follow()
+    assert step is not None
+    again.processor.commit(step)
+    step = again.processor.stop(FIRST + DAY)
+    assert step is not None
+    again.processor.commit(step)
+    assert again.processor.stop_at == FIRST + WEEK
 
 
 def test_an_empty_shard_is_summarised_as_time_passes() -> None:
