@@ -1,4 +1,4 @@
-"""``demo``: broker, Redis, topics, one worker and generated customers, in half a minute."""
+"""``demo``: broker, Redis, topics, one worker and generated customers, in about a minute."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from streams.settings import Settings, load_settings
 from streams.store.redis import RedisStore
 
 _READY_WITHIN: Final = 30.0
-_CAUGHT_UP_WITHIN: Final = 60.0
+_CAUGHT_UP_WITHIN: Final = 240.0
 
 
 @click.command()

@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import orjson
 import redis
@@ -34,7 +34,7 @@ from streams.embedded.broker import PARTITIONS
 from streams.embedded.server import LOOPBACK, OwnedProcess, free_ports
 from streams.embedded.stack import EmbeddedStack
 from streams.settings import Settings
-from streams.store.keys import shard_keys
+from streams.store.keys import clusters_key, shard_keys
 from streams.store.redis import RedisStore
 from tests.bench.events import PARTITION_LIMIT, RECORD_BATCH, RECORD_OVERHEAD, Events, Produced, produce
 from tests.bench.policies import compared, week_of_draws
@@ -123,12 +123,11 @@ class SegmenterWorker(Contender):
     def mean_batch(self) -> float:
         return self._counted("segmenter_batch_records_sum") / self._counted("segmenter_batch_records_count")
 
-    def _counted(self, name: str, label: str = "") -> float:
-        """The sum of a metric over its labels, or of those with one."""
+    def _counted(self, name: str) -> float:
+        """The sum of a metric over its labels."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self._port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        labels = rf"\{{.*{label}.*\}}" if label else r"(?:\{.*\})?"
-        return sum(float(value) for value in re.findall(rf"^{name}{labels} (\S+)$", text, re.M))
+        return sum(float(value) for value in re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.M))
 
 
 class DefaultPolicyWorker(SegmenterWorker):
@@ -147,9 +146,9 @@ class DefaultPolicyWorker(SegmenterWorker):
         """Whether the empty draws with which its shards begin have been read, which imports River."""
         return self._learned() >= PARTITIONS
 
-    def _learned(self) -> float:
-        """Draws read."""
-        return self._counted("segmenter_events_total", 'topic="cluster-samples"')
+    def _learned(self) -> int:
+        """Draws read, asked of Redis."""
+        return int(cast(bytes | None, self.client.hget(clusters_key(Settings().namespace), "offset")) or 0)
 
     def changes(self) -> int | None:
         return int(self._counted("segmenter_changes_total"))
