@@ -22,14 +22,13 @@ from typing import Final
 import numpy as np
 from river import cluster, drift, preprocessing
 
-from models.clusters import ClusterModel, Floats, logged
-from models.kmeans import matched, missing, nearest, seeded, silhouette, squares, total
+from models.clusters import ClusterModel, Floats, logged, squares
+from models.engines import ENOUGH
+from models.kmeans import SILHOUETTE_OF, matched, missing, nearest, seeded, silhouette, total
 from models.learner import Alarm, LearnerState, Numbers, Pending
 from models.sampling import Draw
 from models.titles import titles
 
-#: Customers for each cluster that the first draw to be learned must have.
-ENOUGH: Final = 20
 #: The step of k-means: how much of the way to a customer the nearest centre goes. With larger steps borders wander
 #: where customers lie dense, and some would move with every version.
 STEP: Final = 0.00125
@@ -54,8 +53,6 @@ SURELY: Final = 3.0
 _NOTHING: Final = 1e-12
 #: Decimals of what is only told.
 _DECIMALS: Final = 6
-#: Customers whose silhouette is computed, which costs their square.
-_SILHOUETTE: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -221,7 +218,7 @@ class _Learning:
         codes = distances.argmin(axis=1)
         sizes = np.bincount(codes, minlength=self._clusters)
         error = sqrt(total(distances.min(axis=1)) / len(points))
-        some = slice(_SILHOUETTE)
+        some = slice(SILHOUETTE_OF)
         numbers = tuple(tuple(centre) for centre in centres.tolist())
         mean, scale = tuple(self._mean.tolist()), tuple(self._deviation.tolist())
         version, samples, drifts = state.version + 1, state.samples + len(points), state.drifts + self._drifted

@@ -7,7 +7,7 @@ with its sign, standardised by the population's mean and deviation.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 import numpy as np
 import orjson
@@ -39,29 +39,51 @@ def unlogged(logs: Floats) -> Floats:
     return values
 
 
+def squares(points: Floats, centres: Floats) -> Floats:
+    """The square of each point's distance to each centre.
+
+    One feature after the other, in their order, and no matrix product: the same sum on any machine.
+    """
+    total = np.zeros((len(points), len(centres)))
+    for feature in range(points.shape[1]):
+        apart = points[:, feature, None] - centres[:, feature]
+        total += apart * apart
+    return total
+
+
 class Stored(BaseModel):
     """JSON of ours: frozen, and a field that is missing, unknown or of another type is damage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-T = TypeVar("T", bound=Stored)
+class Document(Stored):
+    """JSON of ours that stands alone: it says its format, and equal documents have equal texts."""
 
+    #: What an error calls it.
+    what: ClassVar[str]
 
-def parsed(kind: type[T], text: bytes, what: str) -> T:
-    """Read stored JSON with a ``format``. Raises StateError if it is damaged or a newer version wrote it."""
-    try:
-        found = orjson.loads(text)
-        newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
-        if newer:
-            raise StateError(f"{what} was stored in format {found['format']}; run a newer version")
-        return kind.model_validate_json(text)
-    except orjson.JSONDecodeError as error:
-        raise StateError(f"{what} is damaged: it is not JSON ({error})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise StateError(f"{what} is damaged: {where}: {first['msg']}") from None
+    format: Literal[1] = FORMAT
+
+    def encode(self) -> bytes:
+        """The document as it is stored and sent."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Read it. Raises StateError if it is damaged or a newer version wrote it."""
+        try:
+            found = orjson.loads(text)
+            newer = isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT
+            if newer:
+                raise StateError(f"{cls.what} was stored in format {found['format']}; run a newer version")
+            return cls.model_validate_json(text)
+        except orjson.JSONDecodeError as error:
+            raise StateError(f"{cls.what} is damaged: it is not JSON ({error})") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "it"
+            raise StateError(f"{cls.what} is damaged: {where}: {first['msg']}") from None
 
 
 class Settings(Stored):
@@ -78,7 +100,7 @@ class Settings(Stored):
         return cls(features=policy.features, clusters=policy.clusters, sample=policy.sample, seed=policy.seed)
 
 
-class ClusterModel(Stored):
+class ClusterModel(Document):
     """One version of a clustering.
 
     ``mean`` and ``scale`` are of the logarithms of ``features``, ``centres`` of the standardised logarithms, by label
@@ -87,7 +109,8 @@ class ClusterModel(Stored):
     customer drawn to the nearest centre, ``silhouette`` their mean silhouette, both in standardised units.
     """
 
-    format: Literal[1] = FORMAT
+    what = "a stored cluster model"
+
     version: Annotated[int, Field(ge=1)]
     as_of: int
     features: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -110,15 +133,6 @@ class ClusterModel(Stored):
             raise ValueError("there must be one title and one share for each centre")
         return self
 
-    def encode(self) -> bytes:
-        """The model as stored; equal models have equal texts."""
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def parse(cls, text: bytes) -> ClusterModel:
-        """Read a stored model. Raises StateError."""
-        return parsed(cls, text, "a stored cluster model")
-
     def fits(self, policy: ClusterPolicy) -> bool:
         """Whether the model is one of the policy's dimension: the same features, as many clusters."""
         return self.features == policy.features and len(self.centres) == policy.clusters
@@ -130,12 +144,7 @@ class ClusterModel(Stored):
 
     def distances(self, points: Floats) -> Floats:
         """The square of each standardised point's distance to each centre."""
-        centres, total = np.array(self.centres), np.zeros((len(points), len(self.centres)))
-        # One feature after the other, in their order, and no matrix product: the same sum on any machine.
-        for feature in range(centres.shape[1]):
-            apart = points[:, feature, None] - centres[:, feature]
-            total += apart * apart
-        return total
+        return squares(points, np.array(self.centres))
 
     def nearest(self, points: Floats) -> NDArray[np.int16]:
         """The code of each standardised point's nearest centre, the first of equally near ones."""

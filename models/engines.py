@@ -298,6 +298,10 @@ class RfmPolicy(Scored):
         return groups
 
 
+#: Customers for each cluster that a draw must have before anything is learned.
+ENOUGH: Final = 20
+
+
 class ClusterPolicy(Scored):
     """Groups of customers that nobody defined, learned from them as they change (models/clustering.py).
 
@@ -329,8 +333,8 @@ class ClusterPolicy(Scored):
 
     @model_validator(mode="after")
     def _enough(self) -> ClusterPolicy:
-        if self.sample < 20 * self.clusters:
-            raise ValueError(f"sample must be at least 20 for each cluster, {20 * self.clusters}")
+        if self.sample < ENOUGH * self.clusters:
+            raise ValueError(f"sample must be at least {ENOUGH} for each cluster, {ENOUGH * self.clusters}")
         return self
 
 

@@ -13,24 +13,17 @@ from numpy.random import PCG64
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from models.clusters import Floats
+from models.clusters import Floats, squares
 
 Codes = NDArray[np.int64]
 
+#: Points of a draw, the first, whose silhouette is computed: it costs their square.
+SILHOUETTE_OF: Final = 1000
 _TRIES: Final = 5
 _ROUNDS: Final = 20
 _BITS: Final = 53
 #: Points whose distances to all others are in memory together.
 _BLOCK: Final = 64
-
-
-def squares(points: Floats, centres: Floats) -> Floats:
-    """The square of each point's distance to each centre."""
-    total = np.zeros((len(points), len(centres)))
-    for feature in range(points.shape[1]):
-        apart = points[:, feature, None] - centres[:, feature]
-        total += apart * apart
-    return total
 
 
 def nearest(points: Floats, centres: Floats) -> Codes:

@@ -6,11 +6,11 @@ models/clustering.py, which alone needs River.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field, model_validator
 
-from models.clusters import FORMAT, ClusterModel, Count, Finite, Settings, Stored, parsed
+from models.clusters import ClusterModel, Count, Document, Finite, Settings, Stored
 from models.instants import NEVER
 from models.sampling import Draw
 
@@ -80,7 +80,7 @@ class Numbers(Stored):
         return self
 
 
-class LearnerState(Stored):
+class LearnerState(Document):
     """The learner of a dimension, between two draws.
 
     ``policy_version`` is the latest of a draw that it took, ``shards`` how many there are. ``first`` has the instant of
@@ -89,7 +89,8 @@ class LearnerState(Stored):
     features' own units. Instants are microseconds.
     """
 
-    format: Literal[1] = FORMAT
+    what = "the stored learner of a cluster dimension"
+
     dimension: str
     settings: Settings
     policy_version: int
@@ -143,15 +144,6 @@ class LearnerState(Stored):
         first = after.first if after.shards == draw.shards else {}
         kept = {"version": after.version, "learned_as_of": after.learned_as_of, "first": first}
         return new.model_copy(update=kept)
-
-    def encode(self) -> bytes:
-        """The state as stored; equal states have equal texts."""
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def parse(cls, text: bytes) -> LearnerState:
-        """Read a stored state. Raises StateError."""
-        return parsed(cls, text, "the stored learner of a cluster dimension")
 
     def hearing(self, draw: Draw) -> LearnerState:
         """The state with a draw; unchanged if it is a repeat or too late.

@@ -8,13 +8,13 @@ sketches", PODC 2007).
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from models.clusters import FORMAT, Count, Finite, Floats, Settings, Stored, parsed
+from models.clusters import Count, Document, Finite, Floats, Settings
 from models.engines import ClusterPolicy
 from models.instants import Instants
 from models.measures import measure
@@ -51,14 +51,15 @@ class Features:
         return found
 
 
-class Draw(Stored):
+class Draw(Document):
     """Customers of shard ``shard`` of ``shards`` as of an instant (microseconds), for one dimension.
 
     ``keys`` are their numbers, ascending, ``rows`` their features in the order of the settings. ``begins`` says that
     the shard had no customers before.
     """
 
-    format: Literal[1] = FORMAT
+    what = "a draw of customers"
+
     dimension: str
     settings: Settings
     policy_version: int
@@ -76,15 +77,6 @@ class Draw(Stored):
         if self.shard >= self.shards:
             raise ValueError(f"there are {self.shards} shards, counted from 0")
         return self
-
-    def encode(self) -> bytes:
-        """The draw as it is sent."""
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def parse(cls, text: bytes) -> Draw:
-        """Read a draw that was sent. Raises StateError."""
-        return parsed(cls, text, "a draw of customers")
 
 
 def draw_of(

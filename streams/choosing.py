@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from models.clusters import ClusterModel, Floats, logged
-from models.kmeans import Codes, inertia, nearest, seeded, silhouette
-
-#: Customers of whom the silhouette is taken, as of a published model's.
-_SILHOUETTE: Final = 1000
+from models.kmeans import SILHOUETTE_OF, Codes, inertia, nearest, seeded, silhouette
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def _choice(points: Floats, centres: Floats, codes: Codes | None = None) -> Choi
     count = len(centres)
     codes = nearest(points, centres) if codes is None else codes
     within = float(((points - centres[codes]) ** 2).sum())
-    some = slice(_SILHOUETTE)
+    some = slice(SILHOUETTE_OF)
     return Choice(
         count,
         silhouette(points[some], codes[some], count),

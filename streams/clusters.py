@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from models.activation import Activation
 from models.clusters import ClusterModel, Floats, Settings
 from models.counts import Count
-from models.engines import ClusterPolicy, Engine, Profile
+from models.engines import ENOUGH, ClusterPolicy, Engine, Profile
 from models.errors import StateError
 from models.instants import NEVER, format_instant
 from models.learner import LearnerState
@@ -20,9 +19,6 @@ from models.policy import Policy
 from models.sampling import MONEY, MOVING
 from models.titles import number, phrase
 from streams.ports import StateStore
-
-#: Customers that a first draw must have for each cluster, as in models/clustering.py, which is slow to import.
-ENOUGH: Final = 20
 
 
 @dataclass(frozen=True)

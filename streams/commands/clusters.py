@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import orjson
 
+from models.engines import ENOUGH
 from models.instants import NEVER, format_instant
 from streams.clusters import Clustering, age, clusterings, said
 from streams.commands.inspect import latest_activation, open_stored, stored_policy
@@ -188,7 +189,7 @@ def advice(found: Clustering, choices: Sequence[Choice]) -> str:
             f"{best.clusters} clusters have the best silhouette, but hardly better than {now}, as now: there is no "
             "reason to change the policy."
         )
-    needed = 20 * best.clusters
+    needed = ENOUGH * best.clusters
     sample = f" and sample = {needed}" if found.policy.sample < needed else ""
     more = max((each for each in choices if each.clusters > best.clusters), key=_silhouette, default=None)
     few = ""

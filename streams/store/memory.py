@@ -163,7 +163,8 @@ class MemoryStore:
             raise LostBatch(f"the learners are at offset {self._samples_offset}, what was learned begins at {start}")
         self._samples_offset = end
         self._learners.update(learners)
-        self._models = {**models, **self._models}
+        for place, model in models.items():
+            self._models.setdefault(place, model)
 
     def learned_model(self, dimension: str, as_of: int) -> bytes | None:
         """See StateStore."""

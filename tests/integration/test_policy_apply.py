@@ -21,7 +21,7 @@ from streams.settings import Settings
 from tests.support.commands import Worker, eventually, output_of
 from tests.support.stored import Stored, stored
 from tests.support.together import Told, telling
-from tests.support.topics import Topics, distinct, out_of_order
+from tests.support.topics import Topics, distinct, out_of_order, undecided
 
 DAY = "2024-09-0{}T00:00:00Z"
 #: The default policy, otherwise: fewer orders make a regular, other bands, a region less, a dimension more.
@@ -136,7 +136,7 @@ def cutoffs_are_those_of_a_replay(folder: Path) -> None:
         told = distinct(topics.changes())
         for name in ("rfm", "value"):
             assert len([change for change in told if change["dimension"] == name]) > 500
-        assert _plain(told) == _plain(wanted)
+        assert undecided(told) == undecided(wanted)
         assert len({change["population_as_of"] for change in told if change["cause"] == "population"}) > 20
         stored_cutoffs = json.loads(state.client.hget("segmenter:policy", f"activation:{_latest(state)}") or b"{}")
         assert stored_cutoffs["cutoffs"] == replay.activations[-1].cutoffs.plain()
@@ -146,12 +146,6 @@ def cutoffs_are_those_of_a_replay(folder: Path) -> None:
 
 def _latest(state: Stored) -> int:
     return int(state.client.hget("segmenter:policy", "latest") or b"0")
-
-
-def _plain(changes: Any) -> dict[str, dict[str, Any]]:
-    """Changes by id, without when they were decided, and whether they were history at the time."""
-    left_out = ("decided_at", "backfill")
-    return {c["change_id"]: {name: value for name, value in c.items() if name not in left_out} for c in changes}
 
 
 STORIES = (apply_makes_what_diff_predicted, cutoffs_are_those_of_a_replay)

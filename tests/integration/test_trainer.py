@@ -27,7 +27,7 @@ from tests.support.real_redis import RealRedis, RedisUnavailable
 from tests.support.samples import DAY, recorded, values
 from tests.support.stored import stored
 from tests.support.together import Told, telling
-from tests.support.topics import Topics, distinct
+from tests.support.topics import Topics, distinct, undecided
 
 SAMPLES = "cluster-samples"
 DAYS, SHARDS = 160, 2
@@ -137,7 +137,7 @@ def labels_bear_the_version_in_force(folder: Path) -> None:
         replayed = Replay(parse_policy(DAILY), 4)
         for _ in replayed.feed(recorded_event(json.dumps(each).encode(), "events", n) for n, each in enumerate(events)):
             pass
-        assert _plain(told) == _plain(replayed.finish().changes)
+        assert undecided(told) == undecided(replayed.finish().changes)
 
 
 def _models(store: RedisStore, changes: Iterable[Mapping[str, Any]]) -> dict[str, ClusterModel]:
@@ -154,12 +154,6 @@ def _nearest(model: ClusterModel, change: Mapping[str, Any]) -> str:
     point = [(log - mean) / scale for log, mean, scale in zip(logs, model.mean, model.scale, strict=True)]
     apart = [math.dist(point, centre) for centre in model.centres]
     return f"c{apart.index(min(apart)) + 1}"
-
-
-def _plain(changes: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Changes by id, without when they were decided, and whether they were history at the time."""
-    left_out = ("decided_at", "backfill")
-    return {c["change_id"]: {name: value for name, value in c.items() if name not in left_out} for c in changes}
 
 
 STORIES = (on_the_embedded_broker, labels_bear_the_version_in_force)

@@ -185,3 +185,9 @@ def out_of_order(changes: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, 
         if change["sequence"] != reached[customer] + 1:
             yield change
         reached[customer] = change["sequence"]
+
+
+def undecided(changes: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Changes by id, without when they were decided, and whether they were history at the time."""
+    left_out = ("decided_at", "backfill")
+    return {c["change_id"]: {name: value for name, value in c.items() if name not in left_out} for c in changes}

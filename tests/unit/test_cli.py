@@ -13,18 +13,17 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
 
 from models.partitioner import partition_of
 from models.schemas import schemas
 from streams.cli import cli, main
 from streams.commands import subscribe
 from streams.commit import ShardHeader
-from streams.errors import ConfigurationError
 from streams.settings import ENV_PREFIX, Settings
 from streams.store import opened
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, make_policy, purchase, refund, signup, text
+from tests.unit.command_line import invoke, refused
 
 COMMANDS = [
     "changes", "clusters", "customer", "dead-letters", "demo", "export", "policy", "policy apply", "policy check",
@@ -65,20 +64,6 @@ def lifecycle(tmp_path: Path) -> Path:
         '[attributes]\nkeep = ["country"]\n[dimensions.lifecycle]\nengine = "lifecycle"\n', encoding="utf-8"
     )
     return path
-
-
-def invoke(*args: object, stdin: bytes | None = None) -> Result:
-    """A command that must succeed."""
-    result = CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*args: object) -> str:
-    """The sentence with which a command refuses."""
-    with pytest.raises(ConfigurationError) as told:
-        invoke(*args)
-    return str(told.value)
 
 
 def lines(content: str) -> list[Any]:

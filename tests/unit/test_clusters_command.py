@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from models.activation import Activation
 from models.clusters import ClusterModel, Settings, logged
@@ -27,7 +27,6 @@ from streams.choosing import Choice, compare
 from streams.cli import cli
 from streams.clusters import ENOUGH, Cluster, Clustering, said
 from streams.commands.clusters import advice
-from streams.errors import ConfigurationError
 from streams.generator import Population, generate
 from streams.marks import marks
 from streams.plot import draw
@@ -36,6 +35,7 @@ from streams.recorded import recorded_event
 from streams.settings import ENV_PREFIX
 from streams.store import opened
 from streams.store.memory import MemoryStore
+from tests.unit.command_line import invoke, refused
 
 LEARNED = """version = 7
 [dimensions.cluster]
@@ -90,20 +90,6 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(opened, "open_store", lambda settings: store)
 
     return using
-
-
-def invoke(*args: object) -> Result:
-    """A command that must succeed."""
-    result = CliRunner().invoke(cli, [str(arg) for arg in args], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*args: object) -> str:
-    """The sentence with which a command refuses."""
-    with pytest.raises(ConfigurationError) as told:
-        invoke(*args)
-    return str(told.value)
 
 
 def plain(*args: object) -> dict[str, Any]:

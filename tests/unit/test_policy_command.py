@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from models.instants import format_instant
 from streams.activations import Activations
-from streams.cli import cli, main
+from streams.cli import main
 from streams.commands import policy as command
 from streams.commit import ShardHeader
-from streams.errors import ConfigurationError
 from streams.preview import RecordedState
 from streams.recorded import recorded_event
 from streams.settings import ENV_PREFIX, read_policy
 from streams.store import opened
 from streams.store.memory import MemoryStore
 from tests.unit.build import Event, Feeder, at, purchase, signup, text
+from tests.unit.command_line import invoke, refused
 from tests.unit.test_engines import model_of
 
 LIFE = """version = 1
@@ -96,20 +95,6 @@ def recorded(tmp_path: Path) -> Path:
     path = tmp_path / "events.ndjson"
     path.write_text("".join(json.dumps(event) + "\n" for event in EVENTS), encoding="utf-8")
     return path
-
-
-def invoke(*args: object) -> Result:
-    """A command that must succeed."""
-    result = CliRunner().invoke(cli, [str(arg) for arg in args], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def refused(*args: object) -> str:
-    """The sentence with which a command refuses."""
-    with pytest.raises(ConfigurationError) as told:
-        invoke(*args)
-    return str(told.value)
 
 
 def words(output: str) -> list[list[str]]:
