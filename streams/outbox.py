@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from models.events import Role
 from models.instants import NEVER, SECOND
-from streams import metrics
+from streams import failpoints, metrics
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import StoreUnavailable
 from streams.ports import Publisher, StateStore
@@ -96,6 +96,7 @@ class Outbox:
             entries = [item.entry for item in items if item.entry is not None]
             if entries:
                 await self._publisher.publish(entries)
+                failpoints.reached("before-acknowledge")
                 await self._acknowledge([entry.id for entry in entries])
             now = time.time()
             for item in items:

@@ -9,22 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
-
-import numpy as np
 
 from models.batch import Record
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, SECOND
-from streams import metrics
+from streams import failpoints, metrics
 from streams.commit import Range, ShardHeader
 from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
 from streams.inbox import Batch, Beyond, Inbox
 from streams.outbox import Outbox
 from streams.processor import BatchProcessor, Clock, Step
 from streams.reading import unread
+from streams.reporting import Report
 from streams.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,10 +64,7 @@ class ShardRunner:
         self._impatient = False
         #: The last instant of which cut-offs were taken without models.
         self._unlearned: int | None = None
-        self._moves = Counter[str]()
-        #: By dimension, whom the model of the activation ``_counted_for`` has moved.
-        self._relabelled = Counter[str]()
-        self._counted_for = 0
+        self._report = Report(processor)
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self.last_progress = time.monotonic()
@@ -88,7 +83,7 @@ class ShardRunner:
         self._blocked_since, self._overdue = None, False
         self._awaiting_since = None
         self.outbox.start(header)
-        self._report_sizes()
+        self._report.sizes()
 
     async def stop(self, within: float) -> None:
         """Finish the commit under way and publish what is committed, for at most ``within`` seconds."""
@@ -309,30 +304,9 @@ class ShardRunner:
         await self._commit(step)
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
-        self._count(batch, step)
+        self._report.records(batch, step)
         oldest = int(batch.events.recorded_at.min()) if len(batch.events) else None
         await self.outbox.put(step.commit, oldest)
-
-    def _count(self, batch: Batch, step: Step) -> None:
-        """What became of the batch's records, in metrics, and a log line for each code of refusals."""
-        topics = self.processor.shard.topics
-        overflowed = Counter(each.role for each in step.outcome.overflowed)
-        refusals = [*batch.refusals, *step.outcome.overflowed]
-        refused = Counter(each.role for each in refusals)
-        read = np.bincount(batch.events.rank, minlength=len(ROLES)).tolist()
-        for role, count in zip(ROLES, read, strict=True):
-            if used := count - overflowed[role]:
-                metrics.EVENTS.labels(topics[role], "used").inc(used)
-            if refused[role]:
-                metrics.EVENTS.labels(topics[role], "refused").inc(refused[role])
-        for code, count in Counter(each.code for each in refusals).items():
-            metrics.DEAD_LETTERS.labels(code).inc(count)
-            first = next(each for each in refusals if each.code == code)
-            log.warning(
-                "%d records refused as %s, the first on %s at offset %d: %s",
-                *(count, code, topics[first.role], first.record.offset, first.reason),
-                extra={"action": "refused", "code": code, "records": count},
-            )
 
     async def _pass_time(self) -> bool:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
@@ -353,31 +327,12 @@ class ShardRunner:
 
     async def _commit(self, step: Step) -> None:
         began = time.perf_counter()
+        failpoints.reached("after-fold")
         await asyncio.to_thread(self.processor.commit, step)
+        failpoints.reached("after-commit")
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()
-        if self._counted_for != self.processor.activation:
-            self._counted_for = self.processor.activation
-            self._relabelled.clear()
-        for move, count in step.outcome.changes.moves(self.processor.table).items():
-            metrics.CHANGES.labels(*move).inc(count)
-            self._moves[move[0]] += count
-            if move[-1] == "model":
-                self._relabelled[move[0]] += count
-        self._report_sizes()
-
-    def _report_sizes(self) -> None:
-        number, customers = str(self.processor.shard.number), Counter[str]()
-        for name, count in self.processor.segments().items():
-            dimension, _, segment = name.partition(":")
-            customers[dimension] += count.customers
-            metrics.CUSTOMERS.labels(dimension, segment, number).set(count.customers)
-        for dimension, held in customers.items():
-            metrics.MOVES.labels(dimension, number).set(self._moves[dimension] / held if held else 0)
-        for dimension in self.processor.policy.clusters:
-            metrics.LABELS_MOVED.labels(dimension, number).set(self._relabelled[dimension])
-        as_of = self.processor.cutoffs.as_of
-        metrics.CUTOFFS_AS_OF.labels(number).set(0 if as_of == NEVER else as_of / SECOND)
+        self._report.changes(step)
 
     async def _recover(self, error: Recoverable) -> None:
         """Load the shard again, as often as it takes; the watchdog bounds how long."""

@@ -18,6 +18,7 @@ from models.events import Role
 from models.policy import Policy, default_policy, parse_policy
 from models.policy_lines import problems
 from streams.errors import ConfigurationError
+from streams.failpoints import POINTS
 
 ENV_PREFIX = "SEGMENTER_"
 
@@ -91,6 +92,14 @@ class Settings(BaseSettings):
         float, Field(ge=1, le=86_400, description="seconds without progress after which the worker ends itself")
     ] = 60.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="how much is logged")] = "info"
+
+    fail_point: Annotated[
+        str | None,
+        Field(
+            pattern=rf"^({'|'.join(POINTS)}):[1-9][0-9]{{0,8}}$",
+            description="for tests: kill this process when it reaches a point for the n-th time, after-commit:17",
+        ),
+    ] = None
 
     @field_validator("redis")
     @classmethod

@@ -18,7 +18,7 @@ from faust.types import TP
 
 from models.events import ROLES, Role
 from models.instants import NEVER
-from streams import metrics
+from streams import failpoints, metrics
 from streams.activations import Activations
 from streams.commit import Range, ShardHeader
 from streams.errors import KafkaUnavailable, OffsetGap, StoreUnavailable
@@ -147,6 +147,7 @@ class Shards:
             metrics.REWINDS.inc()
             log.warning("shard %d: the store is behind Kafka's commit; reading again from the store's offsets", shard)
         told_until = max(kept.told_until for kept in logs.values())
+        failpoints.reached("before-load")
         header = await asyncio.to_thread(processor.load, offsets, history, told_until)
         log.info(
             "shard %d loaded: %d customers, reading from %s",

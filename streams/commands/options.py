@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _shown(default: object) -> str:
     if isinstance(default, SecretStr):
         default = default.get_secret_value()
-    return "the default policy" if default is None else str(default)
+    return "none" if default is None else str(default)
 
 
 def settings_options(*names: str) -> Callable[[F], F]:

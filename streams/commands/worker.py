@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from streams import failpoints
 from streams.commands.options import settings_from, settings_options
 
 
@@ -23,6 +24,8 @@ def worker(**given: Any) -> None:
     from streams.wiring import worker_app
 
     settings = settings_from(given)
+    if settings.fail_point is not None:
+        failpoints.arm(settings.fail_point)
     set_up_logging(settings.log_level)
     Worker(worker_app(settings)).execute_from_commandline()
 

@@ -12,6 +12,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from models.changes import headers_of
+from streams import failpoints
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
 
@@ -114,6 +115,7 @@ class KafkaPublisher:
         """See Publisher."""
         delivery = _Delivery(asyncio.get_running_loop())
         await asyncio.to_thread(self._send, entries, delivery)
+        failpoints.reached("after-publish")
         await delivery.done
 
     def _send(self, entries: Sequence[OutboxEntry], delivery: _Delivery) -> None:

@@ -37,6 +37,7 @@ from faust.types import TP, ConsumerMessage
 from models.batch import Record
 from models.errors import SegmenterError
 from models.instants import NEVER
+from streams import failpoints
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
@@ -373,6 +374,7 @@ class BatchConsumer(driver.Consumer):
         return due
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        failpoints.reached("before-offsets")
         committed = await super()._commit(offsets)
         if committed:
             self._kafka_commit.update({tp: (at, self.told_until.get(tp, NEVER)) for tp, at in offsets.items()})
