@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test unit lint bench kafka lock schemas clean
+.PHONY: install demo test unit lint bench faults kafka lock schemas clean
 
 install: $(READY)
 
@@ -31,9 +31,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml models streams
+	$(BIN)/python .ci/audit.py
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench
+
+faults: $(READY)  # every fault, some 45 minutes; SEED=7 MINUTES=10 for random ones; FAULTS="--soak" and the like are passed on
+	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(FAULTS)
 
 kafka: $(READY)  # a real Apache Kafka in the foreground
 	$(BIN)/python -m tests.support.real_kafka

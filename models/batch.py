@@ -26,16 +26,23 @@ from models.policy import Policy
 _KINDS: Final = {kind.name.lower(): kind.value for kind in Kind}
 #: A number beyond it is no income and no year, and sums of its kind would not be exact.
 _LARGEST_NUMBER: Final = 10**15
+#: Kafka's LogAppendTime.
+_BY_BROKER: Final = 1
 _DECIMAL: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Record(Protocol):
-    """One record as a Kafka client gives it. ``timestamp`` is in milliseconds since 1970."""
+    """One record as a Kafka client gives it.
+
+    ``timestamp`` is in milliseconds since 1970; ``timestamp_type`` says who stamped it, 1 for the broker.
+    """
 
     @property
     def offset(self) -> int: ...
     @property
     def timestamp(self) -> int: ...
+    @property
+    def timestamp_type(self) -> int | None: ...
     @property
     def key(self) -> bytes | None: ...
     @property
@@ -216,7 +223,11 @@ def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
             "correct the producer's clock",
         )
     for i in np.flatnonzero(batch.recorded_at > reader.latest).tolist():
-        wrong[i] = Refused("recorded_ahead", "the record's timestamp is in the future; correct the broker's clock")
+        # The brokers' clock is what the ingestion clock means: if a broker is ahead of us, it is we who are behind.
+        if batch.record[i].timestamp_type != _BY_BROKER:
+            wrong[i] = Refused(
+                "recorded_ahead", "the record's timestamp is in the future; correct the producer's clock"
+            )
     keyed = np.flatnonzero(batch.kind != Kind.TICK).tolist()
     keys = [batch.customer[i].encode() for i in keyed]
     chosen = partitions_of(keys, reader.partitions)

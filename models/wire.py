@@ -138,6 +138,16 @@ class Wire(Sequence[SegmentChanged]):
                     ).encode(),
                 )
 
+    def where(self, chosen: NDArray[np.bool_]) -> Wire:
+        """Only the chosen changes, and the snapshots of their customers."""
+        wire, kept = Wire(), np.flatnonzero(chosen).tolist()
+        wire.values = [self.values[i] for i in kept]
+        wire.ids = [self.ids[i] for i in kept]
+        wire.customers = [self.customers[i] for i in kept]
+        wire.effective_at = [self.effective_at[i] for i in kept]
+        wire._snapshots = {customer: self._snapshots[customer] for customer in wire.customers}
+        return wire
+
     def __len__(self) -> int:
         return len(self.values)
 

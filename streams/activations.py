@@ -88,19 +88,24 @@ class Activations:
         """The latest."""
         return self[self.latest]
 
-    def newer_policy(self, number: int) -> int | None:
-        """The latest activation of a policy after ``number``; a shard takes it at once."""
-        later = range(self.latest, number, -1)
+    def before_policy(self, number: int) -> int:
+        """The last activation before the first policy after ``number``; the latest if there is none."""
+        later = range(number + 1, self.latest + 1)
+        return next((each - 1 for each in later if self[each].cause == "policy"), self.latest)
+
+    def newer_policy(self, number: int, upto: int | None = None) -> int | None:
+        """The latest activation of a policy after ``number``; a shard takes it at once. None is later than ``upto``."""
+        later = range(self.latest if upto is None else upto, number, -1)
         return next((each for each in later if self[each].cause == "policy"), None)
 
-    def cutoffs_at(self, number: int, time: int) -> int | None:
-        """The latest activation of cut-offs after ``number`` that is in force at a shard's time."""
-        later = range(self.latest, number, -1)
+    def cutoffs_at(self, number: int, time: int, upto: int | None = None) -> int | None:
+        """The latest activation of cut-offs after ``number`` and up to ``upto`` that is in force at a shard's time."""
+        later = range(self.latest if upto is None else upto, number, -1)
         return next((each for each in later if self[each].active_from <= time), None)
 
-    def cutoffs_since(self, number: int, as_of: int) -> int | None:
-        """The first activation after ``number`` of cut-offs taken as of an instant or later."""
-        later = range(number + 1, self.latest + 1)
+    def cutoffs_since(self, number: int, as_of: int, upto: int | None = None) -> int | None:
+        """The first activation after ``number`` and up to ``upto`` of cut-offs taken as of an instant or later."""
+        later = range(number + 1, (self.latest if upto is None else upto) + 1)
         return next((each for each in later if self[each].cutoffs.as_of >= as_of), None)
 
     def merge(self, partitions: int, *, models: bool = True) -> bool:

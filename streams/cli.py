@@ -19,12 +19,15 @@ _COMMANDS: Final = {
     "produce": ("streams.commands.produce", "produce", "Put recorded events onto the topics."),
     "replay": ("streams.commands.replay", "replay", "Compute the changes of recorded events, without any server."),
     "changes": ("streams.commands.subscribe", "changes", "Subscribe to segment changes."),
-    "dead-letters": ("streams.commands.subscribe", "dead_letters", "Show what was refused, and why."),
+    "dead-letters": ("streams.commands.dead_letters", "dead_letters", "Show what was refused, and why; retry it."),
+    "repartition": ("streams.commands.repartition", "repartition", "Move the state to more partitions."),
+    "rebuild": ("streams.commands.rebuild", "rebuild", "Build all state again from Kafka."),
     "customer": ("streams.commands.inspect", "customer", "Show what is known about one customer."),
     "segments": ("streams.commands.inspect", "segments", "Show every segment's size and revenue."),
     "clusters": ("streams.commands.clusters", "clusters", "Show the clusters that were learned, or draw them."),
     "policy": ("streams.commands.policy", "policy", "Check, try, apply and show policies."),
     "schemas": ("streams.commands.schemas", "schemas", "Write the JSON Schemas of the topics."),
+    "verify": ("streams.commands.verify", "verify", "Compare state and changes with the topics."),
     "export": ("streams.commands.inspect", "export", "Write every customer."),
 }
 

@@ -114,13 +114,29 @@ class ShardCommit:
 
 
 @dataclass(frozen=True, slots=True)
+class Silence:
+    """What a shard had told before it was rebuilt from the beginning, and does not tell again.
+
+    Records below ``offsets``, deadlines before ``until``, activations up to ``activation``, and draws as of instants up
+    to ``summarised``. ``rebuild`` is the rebuild's name, empty if there never was one.
+    """
+
+    offsets: Mapping[Role, int] = field(default_factory=dict)
+    until: int = NEVER
+    activation: int = 0
+    summarised: int = NEVER
+    rebuild: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ShardHeader:
     """What a shard's store holds beside its customers.
 
     ``commits`` is how many commits there were, ``offsets`` the next offset to read of each topic,
     ``backfill_until`` the offset below which records are history since the shard's first start, ``time`` the shard's
     time or None before the first commit. ``settled``, ``activation`` and ``since`` are those of the last commit,
-    ``summarised`` is the instant of the last population summary or None.
+    ``summarised`` is the instant of the last population summary or None. ``lineage`` says that customers have come from
+    other shards, whose records are not on this shard's partitions.
     """
 
     offsets: Mapping[Role, int] = field(default_factory=dict)
@@ -135,3 +151,5 @@ class ShardHeader:
     activation: int = 0
     since: int = NEVER
     summarised: int | None = None
+    silence: Silence = field(default_factory=Silence)
+    lineage: str = ""

@@ -80,6 +80,7 @@ REFUSED_COMMITS = Counter(
 )
 RELOADS = Counter("segmenter_shard_reloads_total", "Shards dropped and loaded again after a failure.")
 SHARDS = Gauge("segmenter_shards", "Shards this worker owns.")
+PARTITIONS = Gauge("segmenter_partitions", "Partitions of each input topic: the shards that all workers own together.")
 POLICY_VERSION = Gauge("segmenter_policy_version", "Version of the policy in force.")
 MODEL_VERSION = Gauge(
     "segmenter_cluster_model_version",
@@ -117,6 +118,10 @@ LABELS_MOVED = Gauge(
     "segmenter_cluster_labels_moved",
     "Customers whom the model in force has moved to another cluster since the shard took it.",
     ["dimension", "shard"],
+)
+CLOCK_STEP = Gauge(
+    "segmenter_clock_step_seconds",
+    "By how much the machine's clock was set while this worker ran, as long as that is not followed; else 0.",
 )
 LAST_PROGRESS = Gauge(
     "segmenter_last_progress_timestamp_seconds",

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from models.events import Role
 from models.instants import NEVER, SECOND
 from streams import failpoints, metrics
+from streams.clock import CLOCK
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import StoreUnavailable
 from streams.ports import Publisher, StateStore
+from streams.snapshots import put_right
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ class Outbox:
         self._publisher = publisher
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
-        self._pending = 0
-        self._unremoved: list[str] = []
+        #: Commits whose messages the broker has not acknowledged yet.
+        self.pending = 0
+        self._unremoved: list[OutboxEntry] = []
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
         #: Every deadline before this instant has been applied, and its change acknowledged by the broker.
@@ -56,7 +58,7 @@ class Outbox:
         self._queue = asyncio.Queue(max(_MOST_WAITING, len(header.entries) + 1))
         self.published = {}
         self.published_time = NEVER
-        self._pending = 0
+        self.pending = 0
         self._unremoved = []
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, NEVER, None))
@@ -97,8 +99,8 @@ class Outbox:
             if entries:
                 await self._publisher.publish(entries)
                 failpoints.reached("before-acknowledge")
-                await self._acknowledge([entry.id for entry in entries])
-            now = time.time()
+                await self._acknowledge(entries)
+            now = CLOCK.now()
             for item in items:
                 self.published.update(item.offsets)
                 self.published_time = max(self.published_time, item.time)
@@ -108,14 +110,16 @@ class Outbox:
             self._count(-len(items))
 
     def _count(self, more: int) -> None:
-        self._pending += more
-        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self._pending)
+        self.pending += more
+        metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self.pending)
 
-    async def _acknowledge(self, entry_ids: list[str]) -> None:
+    async def _acknowledge(self, entries: list[OutboxEntry]) -> None:
         """Remove published entries; what cannot be removed now is removed with those of the next commit."""
-        self._unremoved += entry_ids
+        self._unremoved += entries
         try:
-            await asyncio.to_thread(self._store.acknowledge, self._shard, self._unremoved)
+            ids = [entry.id for entry in self._unremoved]
+            if await asyncio.to_thread(self._store.acknowledge, self._shard, ids) < len(ids):
+                await put_right(self._store, self._publisher, self._shard, self._unremoved)
         except StoreUnavailable as error:
             log.warning("published changes stay in the outbox for now: %s", error)
         else:

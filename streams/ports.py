@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from models.activation import Activation
 from models.counts import Count
@@ -18,8 +18,11 @@ NO_MODEL: Final = b"null"
 class StateStore(Protocol):
     """Where shards live. Every method may raise StoreUnavailable; each write happens as a whole or not at all."""
 
-    def register(self, partitions: int, group: str) -> None:
-        """Claim the namespace for a fleet. Raises FleetMismatch if it is another's or has other partitions."""
+    def register(self, partitions: int, group: str, cluster: str = "") -> None:
+        """Claim the namespace for a fleet. Raises FleetMismatch if it is another's or has other partitions.
+
+        ``cluster`` is the id of the Kafka cluster whose offsets are stored, empty if it is not known.
+        """
         ...
 
     def partitions(self) -> int | None:
@@ -28,6 +31,14 @@ class StateStore(Protocol):
 
     def header(self, shard: int) -> ShardHeader:
         """What the store holds of the shard beside its customers; empty if it holds nothing."""
+        ...
+
+    def owner(self, shard: int) -> str | None:
+        """The token of the shard's only writer, None if there is none."""
+        ...
+
+    def rebuilding(self) -> str | None:
+        """The name of the rebuild that is under way, during which shards lose their owners; None if none is."""
         ...
 
     def acquire(
@@ -106,8 +117,48 @@ class StateStore(Protocol):
         """Write all of it. Raises StaleOwner or LostBatch, and then nothing was written."""
         ...
 
-    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
-        """Remove published entries from the outbox; ids that are not there do not matter."""
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> int:
+        """Remove published entries from the outbox. Returns how many of them were there."""
+        ...
+
+
+class Upkeep(StateStore, Protocol):
+    """A StateStore that an operator has rebuilt."""
+
+    def begin_rebuild(self, name: str, *, again: bool = False) -> str:
+        """Say that a rebuild is under way. Returns the name of one that has not ended, if there is, unless again."""
+        ...
+
+    def end_rebuild(self, name: str) -> None:
+        """Say that a rebuild is over; another that has begun since is not."""
+        ...
+
+    def rewind(self, shard: int, rebuild: str, policy: int) -> bool:
+        """Forget everything but what the shard has told, once for each name of a rebuild, and its owner.
+
+        What waits in the outbox stays. Returns False, and does nothing, while not all has been told that is due, or the
+        shard has not taken the activation ``policy`` yet.
+        """
+        ...
+
+
+class Moment(NamedTuple):
+    """Parts of a shard as they were at one moment; ``cursor`` is where the next rows begin, 0 if there are no more."""
+
+    header: ShardHeader
+    segments: Mapping[str, Count]
+    rows: Sequence[tuple[str, bytes]]
+    cursor: int
+
+
+class AuditedStore(StateStore, Protocol):
+    """A store that can be compared with something while others write to it."""
+
+    def moment(self, shard: int, cursor: int | None, customers: Sequence[str] = (), count: int = 5_000) -> Moment:
+        """One atomic look: about ``count`` rows from a cursor on, 0 first, or those of ``customers`` if it is None.
+
+        Rows that are there all the while are seen at least once on the way from cursor to cursor.
+        """
         ...
 
 
@@ -119,4 +170,8 @@ class Publisher(Protocol):
 
         Raises PublishRefused for a message that the broker will never take.
         """
+        ...
+
+    async def publish_snapshots(self, snapshots: Mapping[str, bytes | None]) -> None:
+        """The same for snapshots by customer; None says that nothing is known of the customer any more."""
         ...

@@ -26,8 +26,9 @@ from models.rows import layout_of, load, pack, unpack
 from models.sampling import draw_of
 from models.table import AttributeValues, CustomerTable
 from streams.activations import Activations
-from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader
+from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader, Silence
 from streams.ports import StateStore
+from streams.silence import heard, heard_refusals, is_silent
 
 #: Instants at which a shard is summarised while its time moves by one record, at most.
 MOST_SUMMARIES: Final = 400
@@ -87,6 +88,10 @@ class BatchProcessor:
         self._summarised: int | None = None
         self._awaited: int | None = None
         self._resized = False
+        self._silence = Silence()
+        #: Not empty if the shard's customers were made of other partitions' records, too.
+        self.lineage = ""
+        self._offsets: dict[Role, int] = {}
 
     def load(
         self, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int], told_until: int = NEVER
@@ -101,10 +106,11 @@ class BatchProcessor:
         header = self._store.acquire(self.shard.number, self.token, offsets, backfill_until)
         self.activations.refresh()
         self.time = NEVER if header.time is None else header.time
+        self._silence, self._offsets, self.lineage = header.silence, dict(header.offsets), header.lineage
         if header.activation:
             self._segmenter = self.activations.segmenter(header.activation, header.since)
         else:
-            first = self.activations.newer_policy(0) or self.activations.latest
+            first = self.activations.newer_policy(0, self._latest) or self.activations.latest
             self._segmenter = self.activations.segmenter(first, self.time)
         policy = self._segmenter.policy
         self.table = table = CustomerTable(policy)
@@ -120,7 +126,7 @@ class BatchProcessor:
         self._segmenter.resume(table, settled, self.time)
         self.counts = SegmentCounts(table)
         stored_sizes = self._store.segments(self.shard.number)
-        self._resized = bool(header.commits) and stored_sizes.keys() != self.counts.sizes().keys()
+        self._resized = header.time is not None and stored_sizes.keys() != self.counts.sizes().keys()
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
         self._next_commit = header.commits + 1
         self._summarised = header.summarised
@@ -155,7 +161,7 @@ class BatchProcessor:
         history = batch.offset < self._backfill_until[batch.rank]
         outcome = self._segmenter.apply(self.table, batch, times, history, self._told_until, most)
         outcome.time = max(outcome.time, self.time)
-        return self._step(outcome, [*refusals, *outcome.overflowed], ranges)
+        return self._step(outcome, [*refusals, *outcome.overflowed], ranges, batch=batch)
 
     def advance(self, instant: int, most: int | None = None) -> Step | None:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
@@ -171,6 +177,17 @@ class BatchProcessor:
         table = self.table  # a load in another thread may replace it
         rows = table.due(instant)
         return int(instant - table.soonest[rows].min()) if len(rows) else 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether the shard is rebuilt and has not come yet to where it was."""
+        return is_silent(self._silence, self._offsets, self.time)
+
+    @property
+    def _latest(self) -> int:
+        """The latest activation that may be taken."""
+        activations = self.activations
+        return activations.before_policy(self._silence.activation) if self.silent else activations.latest
 
     @property
     def policy(self) -> Policy:
@@ -234,7 +251,7 @@ class BatchProcessor:
             return step
         if summarising:
             return self._summarise(stop, nothing(self.time), summary_of(self.table, stop))
-        number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER)
+        number = self.activations.cutoffs_since(self.activation, self._awaited or NEVER, self._latest)
         return None if number is None else self._adopt(number)
 
     def _summarise(self, instant: int, outcome: Outcome, summary: Summary) -> Step:
@@ -244,6 +261,7 @@ class BatchProcessor:
                 *(self.table, name, instant, self.shard.number, self.shard.partitions), begins=self.time == NEVER
             ).encode()
             for name in self.policy.clusters
+            if instant > self._silence.summarised
         ]
         return self._step(outcome, (), {}, (instant, summary), draws)
 
@@ -258,9 +276,9 @@ class BatchProcessor:
         """
         if len(self.table.due(self.time)):
             return None
-        number = self.activations.newer_policy(self.activation)
+        number = self.activations.newer_policy(self.activation, self._latest)
         if number is None:
-            number = self.activations.cutoffs_at(self.activation, self.time)
+            number = self.activations.cutoffs_at(self.activation, self.time, self._latest)
         if number is not None:
             return self._adopt(number)
         # Another policy has other segments, and their sizes are to be seen even if nobody moves.
@@ -279,6 +297,7 @@ class BatchProcessor:
     def commit(self, step: Step) -> None:
         """Store a step. Raises StaleOwner, LostBatch or StoreUnavailable; then the table must be loaded again."""
         self._store.commit(step.commit)
+        self._offsets.update({role: covered.end for role, covered in step.commit.ranges.items()})
         self._resized = False
         self.time = step.commit.time
         for key in step.commit.values:
@@ -298,9 +317,14 @@ class BatchProcessor:
         ranges: Mapping[Role, Range],
         summary: tuple[int, Summary] | None = None,
         draws: Sequence[bytes] = (),
+        batch: EventBatch | None = None,
     ) -> Step:
         table, topics, segmenter = self.table, self.shard.topics, self._segmenter
         self.counts.update(table, outcome.touched)
+        if self._silence.rebuild:
+            # Also after it is there again: what was due by then may still be applied in parts.
+            outcome = heard(outcome, self._silence, batch, segmenter.number)
+            refusals = heard_refusals(refusals, self._silence)
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
         # What a slice has left behind must be due again for whoever loads the shard next.
         left = table.due(outcome.time)

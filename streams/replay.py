@@ -44,6 +44,7 @@ class ReplayRecord(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...]
     source: str
     line: int
+    timestamp_type: int = 0
 
 
 class _Placed(NamedTuple):

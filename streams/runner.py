@@ -16,12 +16,13 @@ from models.batch import Record
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, SECOND
 from streams import failpoints, metrics
+from streams.clock import CLOCK
 from streams.commit import Range, ShardHeader
 from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
 from streams.inbox import Batch, Beyond, Inbox
 from streams.outbox import Outbox
 from streams.processor import BatchProcessor, Clock, Step
-from streams.reading import unread
+from streams.reading import Fetch, Seam, unread
 from streams.reporting import Report
 from streams.settings import Settings
 
@@ -56,6 +57,7 @@ class ShardRunner:
         self._settings = settings
         self._inbox = Inbox(processor.clock)
         self._next: dict[Role, int] = {}
+        self._seam = Seam({}, {})
         self._work = asyncio.Event()
         self._failure: Recoverable | None = None
         self._blocked_since: float | None = None
@@ -79,6 +81,7 @@ class ShardRunner:
         """Go on from a table that has just been loaded; the outbox must have been stopped."""
         self._inbox.clear()
         self._next = dict(header.offsets)
+        self._seam = Seam(header.offsets, header.silence.offsets)
         self._failure = None
         self._blocked_since, self._overdue = None, False
         self._awaiting_since = None
@@ -104,11 +107,11 @@ class ShardRunner:
 
     def waiting(self, role: Role) -> int:
         """Records of a topic that have been fetched and not folded."""
-        return self._inbox.size(role)
+        return self._inbox.size(role) + self._seam.held(role)
 
     def report(self) -> None:
         """Say how late the oldest deadline is that is due by the wall clock, the time of the ingestion clock."""
-        late = self.processor.lapse_lag(self._wall_clock()) if self.processor.clock is Clock.INGESTION else 0
+        late = self.processor.lapse_lag(CLOCK.instant()) if self.processor.clock is Clock.INGESTION else 0
         metrics.LAPSE_LAG.labels(str(self.processor.shard.number)).set(late / SECOND)
 
     def failed(self) -> BaseException | None:
@@ -127,11 +130,19 @@ class ShardRunner:
         except LostBatch as error:
             self._fail(error)
             return
-        latest = FOREVER if self.processor.clock is Clock.EVENT else self._wall_clock() + self._skew
-        events, refusals = self.processor.read(role, records, latest)
-        self._inbox.put(role, Range(expected, covered.end), events, refusals)
         self._next[role] = covered.end
+        fetch = self._seam.below(Fetch(role, Range(expected, covered.end), records))
+        if fetch is not None:
+            self._put(fetch)
+
+    def _put(self, fetch: Fetch) -> None:
+        latest = FOREVER if self.processor.clock is Clock.EVENT else CLOCK.instant() + self._skew
+        self._inbox.put(fetch.role, fetch.covered, *self.processor.read(fetch.role, fetch.records, latest))
         self._work.set()
+
+    def rewound(self) -> None:
+        """The shard has been taken away, to be read from the beginning."""
+        self._fail(StaleOwner("it is to be rebuilt, and has been taken away"))
 
     def _fail(self, error: Recoverable) -> None:
         self._failure = error
@@ -140,10 +151,6 @@ class ShardRunner:
     @property
     def _skew(self) -> int:
         return self.processor.table.policy.events.allowed_skew
-
-    @staticmethod
-    def _wall_clock() -> int:
-        return int(time.time() * SECOND)
 
     async def _run(self) -> None:
         while not self._stopping:
@@ -275,12 +282,16 @@ class ShardRunner:
         A replay needs the order in which events were produced, so a topic that is read to its end vouches only for
         what was produced before it was looked at. In production the records' own time gives the order.
         """
-        polled = {role: self._drained(role, self._next[role]) for role in ROLES}
+        polled = {role: self._polled(role) for role in ROLES}
         undrained = {role for role, at in polled.items() if at is None}
         if self.processor.clock is Clock.INGESTION:
             return undrained, FOREVER
         looked_at = min((at for at in polled.values() if at is not None), default=FOREVER / SECOND)
         return undrained, int((looked_at - _PRODUCER_DELAY) * SECOND)
+
+    def _polled(self, role: Role) -> float | None:
+        """When the topic was last seen to hold nothing more that may be folded now; None if it may."""
+        return CLOCK.now() if self._seam.waits(role) else self._drained(role, self._next[role])
 
     def _after_waiting(self) -> Batch | Beyond | None:
         """What waits for a lagging topic, once it has waited long enough: once for each time the topic lags."""
@@ -305,13 +316,15 @@ class ShardRunner:
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
         self._report.records(batch, step)
+        for held in self._seam.folded(step.commit.ranges):
+            self._put(held)
         oldest = int(batch.events.recorded_at.min()) if len(batch.events) else None
         await self.outbox.put(step.commit, oldest)
 
     async def _pass_time(self) -> bool:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
         polled = [self._drained(role, self._next[role]) for role in ROLES]
-        if any(at is None for at in polled):
+        if self._seam.open or any(at is None for at in polled):
             return False
         self.last_progress = time.monotonic()
         if self.processor.clock is Clock.EVENT:

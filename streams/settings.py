@@ -1,14 +1,14 @@
 """Every setting of a worker, with unit, default and reason: the only reader of the environment.
 
 Each field is the environment variable SEGMENTER_<NAME> and the option --<name> of the command line. Secrets are
-``SecretStr``: they never print.
+``SecretStr``: they never print, and each may come from a file instead, SEGMENTER_<NAME>_FILE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -35,6 +35,23 @@ class Settings(BaseSettings):
     redis: Annotated[SecretStr, Field(description="Redis, redis://[user:password@]host:port/db")] = SecretStr(
         "redis://127.0.0.1:6379/0"
     )
+    redis_ca: Annotated[
+        Path | None, Field(description="for rediss://: the CA (PEM) that signed Redis's certificate")
+    ] = None
+    redis_certificate: Annotated[Path | None, Field(description="for rediss://: a certificate (PEM) of our own")] = None
+    redis_key: Annotated[Path | None, Field(description="its key (PEM), if it is in a file of its own")] = None
+    kafka_security: Annotated[
+        Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"],
+        Field(description="how Kafka is spoken to: in clear or over TLS (ssl), with a login (sasl) or without"),
+    ] = "plaintext"
+    kafka_ca: Annotated[Path | None, Field(description="the CA (PEM) that signed Kafka's certificates")] = None
+    kafka_certificate: Annotated[Path | None, Field(description="for Kafka: a certificate (PEM) of our own")] = None
+    kafka_key: Annotated[Path | None, Field(description="its key (PEM), if it is in a file of its own")] = None
+    kafka_sasl_mechanism: Annotated[
+        Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"], Field(description="how Kafka is shown the login")
+    ] = "SCRAM-SHA-512"
+    kafka_login: Annotated[str, Field(max_length=255, description="the name to log in to Kafka with")] = ""
+    kafka_password: Annotated[SecretStr, Field(description="the password to log in to Kafka with")] = SecretStr("")
     namespace: Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,64}$", description="prefix of every Redis key")] = (
         "segmenter"
     )
@@ -65,6 +82,17 @@ class Settings(BaseSettings):
         "127.0.0.1"
     )
     http_port: Annotated[int, Field(ge=0, le=65535, description="its port; 0 for any free one")] = 8080
+
+    http_token: Annotated[
+        SecretStr, Field(description="whoever shows it may ask for more than /metrics, /healthz and /readyz")
+    ] = SecretStr("")
+
+    # Secrets from files, such as /run/secrets/kafka_password
+    redis_file: Annotated[Path | None, Field(description="a file that holds SEGMENTER_REDIS instead")] = None
+    kafka_password_file: Annotated[
+        Path | None, Field(description="a file that holds SEGMENTER_KAFKA_PASSWORD instead")
+    ] = None
+    http_token_file: Annotated[Path | None, Field(description="a file that holds SEGMENTER_HTTP_TOKEN instead")] = None
 
     # Pace
     batch_size: Annotated[int, Field(ge=1, le=100_000, description="records folded into one commit, at most")] = 5000
@@ -101,6 +129,22 @@ class Settings(BaseSettings):
         ),
     ] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_from_files(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        # An empty variable is how a container is told that there is none.
+        given = {name: value for name, value in given.items() if value != "" or name not in _EMPTY_IS_NONE}
+        for name in SECRETS:
+            path = given.get(f"{name}_file")
+            if path is None:
+                continue
+            if name in given:
+                raise ValueError(f"{_variable(name)} and {_variable(name)}_FILE are both given; give one of them")
+            given = {**given, name: _secret_in(Path(path), f"{_variable(name)}_FILE")}
+        return given
+
     @field_validator("redis")
     @classmethod
     def _scheme(cls, redis: SecretStr) -> SecretStr:
@@ -135,6 +179,51 @@ class Settings(BaseSettings):
             raise ValueError(f"each topic must have a name of its own: {variables}")
         return self
 
+    @model_validator(mode="after")
+    def _whole_security(self) -> Settings:
+        """What belongs together is given together, and nothing is given that would have no effect."""
+        tls = self.redis.get_secret_value().startswith("rediss://")
+        if wrong := self._incomplete("redis", tls, "let SEGMENTER_REDIS begin with rediss://"):
+            raise ValueError(wrong)
+        if wrong := self._incomplete("kafka", self.kafka_over_tls, "set SEGMENTER_KAFKA_SECURITY to ssl or sasl_ssl"):
+            raise ValueError(wrong)
+        password = self.kafka_password.get_secret_value()
+        if self.kafka_with_sasl:
+            for name, value in (("kafka_login", self.kafka_login), ("kafka_password", password)):
+                if not value:
+                    raise ValueError(
+                        f"{_variable(name)} is missing, which SEGMENTER_KAFKA_SECURITY={self.kafka_security} needs"
+                    )
+        elif self.kafka_login or password:
+            given = "kafka_login" if self.kafka_login else "kafka_password"
+            raise ValueError(f"{_variable(given)} has no effect; set SEGMENTER_KAFKA_SECURITY to sasl_ssl")
+        token = self.http_token.get_secret_value()
+        if token and not (len(token) >= 16 and token.isascii() and token.isprintable() and " " not in token):
+            raise ValueError("SEGMENTER_HTTP_TOKEN: must be 16 or more printable ASCII characters without spaces")
+        return self
+
+    def _incomplete(self, service: str, tls: bool, way: str) -> str | None:
+        ca, certificate, key = (f"{service}_{part}" for part in ("ca", "certificate", "key"))
+        for name in (ca, certificate, key):
+            path: Path | None = getattr(self, name)
+            if path is not None and not tls:
+                return f"{_variable(name)} has no effect without TLS; {way}"
+            if path is not None and (reason := _unreadable(path)):
+                return f"{_variable(name)}: cannot read {path}: {reason}"
+        if getattr(self, key) is not None and getattr(self, certificate) is None:
+            return f"{_variable(key)} has no effect without {_variable(certificate)}"
+        return None
+
+    @property
+    def kafka_over_tls(self) -> bool:
+        """Whether Kafka is spoken to over TLS."""
+        return self.kafka_security in ("ssl", "sasl_ssl")
+
+    @property
+    def kafka_with_sasl(self) -> bool:
+        """Whether Kafka is shown a login."""
+        return self.kafka_security in ("sasl_plaintext", "sasl_ssl")
+
     @property
     def topics(self) -> dict[Role, str]:
         """The input topics by role."""
@@ -152,6 +241,38 @@ class Settings(BaseSettings):
     def load_policy(self) -> Policy:
         """Read the policy. Raises ConfigurationError that names the file, and line and key of all that is wrong."""
         return default_policy() if self.policy is None else read_policy(self.policy)
+
+
+#: What may be read from a file instead.
+SECRETS: Final = tuple(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
+_EMPTY_IS_NONE: Final = frozenset(
+    name for name in Settings.model_fields if name.startswith(("kafka_", "redis_", "http_token"))
+)
+
+
+def _variable(name: str) -> str:
+    return f"{ENV_PREFIX}{name.upper()}"
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
+
+
+def _secret_in(path: Path, variable: str) -> str:
+    """The text of a file, without the newline at its end."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{variable}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{variable}: {path} is not UTF-8 text") from None
+    if not (secret := text.removesuffix("\n").removesuffix("\r")):
+        raise ValueError(f"{variable}: {path} is empty")
+    return secret
 
 
 def read_text(path: Path) -> str:
@@ -181,6 +302,6 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
         for each in error.errors():
             name = "".join(str(part) for part in each["loc"][:1])
             message = each["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-            shown = "" if name in ("redis", "") else f" (it is {each['input']!r})"
+            shown = "" if name in (*SECRETS, "") else f" (it is {each['input']!r})"
             sentences.append(f"{ENV_PREFIX}{name.upper()}: {message}{shown}" if name else message)
         raise ConfigurationError("\n".join(sentences)) from None

@@ -11,17 +11,17 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from models.events import ROLES, Role
-from models.instants import NEVER
+from models.instants import NEVER, format_instant
 from streams import failpoints, metrics
 from streams.activations import Activations
 from streams.commit import Range, ShardHeader
-from streams.errors import KafkaUnavailable, OffsetGap, StoreUnavailable
+from streams.errors import FleetMismatch, KafkaUnavailable, OffsetGap, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange, Progress
 from streams.outbox import Outbox
 from streams.ports import Publisher, StateStore
@@ -57,11 +57,13 @@ class Shards:
         store: StateStore,
         publisher: Publisher,
         settings: Settings,
+        cluster: str = "",
     ) -> None:
         self._activations = activations
         self._store = store
         self._publisher = publisher
         self._settings = settings
+        self._cluster = cluster
         self._topics: dict[Role, str] = settings.topics
         self._roles: dict[str, Role] = {topic: role for role, topic in settings.topics.items()}
         self._runners: dict[int, ShardRunner] = {}
@@ -92,7 +94,7 @@ class Shards:
         return TP(self._topics[role], shard)
 
     async def assigned(self, partitions: Mapping[TP, LogRange]) -> Mapping[TP, int]:
-        """See Owner. Raises OffsetGap or StateError, and StoreUnavailable if Redis stays away too long."""
+        """See Owner. Raises OffsetGap, FleetMismatch, StateError, and StoreUnavailable if Redis stays away too long."""
         give_up = time.monotonic() + _ASSIGN_WITHIN
         while True:
             try:
@@ -106,6 +108,7 @@ class Shards:
     async def _assigned(self, partitions: Mapping[TP, LogRange]) -> Mapping[TP, int]:
         async with self._lock:
             ours = {tp.partition for tp in partitions if tp.topic in self._roles}
+            self._require_known(partitions)
             await self._release(set(self._runners) - ours)
             samples = {tp: log for tp, log in partitions.items() if tp.topic == self._training.tp.topic}
             positions = dict(await self._training.assigned(samples))
@@ -117,6 +120,28 @@ class Shards:
             self._idle_since = time.monotonic()
             metrics.SHARDS.set(len(self._runners))
             return positions
+
+    def _require_known(self, partitions: Iterable[TP]) -> None:
+        """Raise FleetMismatch if an input topic has been given partitions, or has lost some."""
+        grown = {tp for tp in partitions if tp.topic in self._roles and tp.partition >= self._partitions}
+        if grown:
+            topic = min(tp.topic for tp in grown)
+            raise FleetMismatch(
+                f"{topic} has more than the {self._partitions} partitions for which state is kept, and customers lie "
+                "on others now. Nothing is lost: give all input topics the same number, let every worker end, and run: "
+                "segmenter repartition"
+            )
+        given = set(partitions)
+        for shard in sorted({tp.partition for tp in given if tp.topic in self._roles}):
+            gone = [tp.topic for tp in (self._tp(shard, role) for role in ROLES) if tp not in given]
+            if gone:
+                raise FleetMismatch(
+                    f"the input topics do not have {self._partitions} partitions each any more: this worker was given "
+                    f"partition {shard} without that of {gone[0]}. If a topic has been given more partitions, give "
+                    "all the same number, let every worker end, and run: segmenter repartition. If one was deleted, "
+                    "restore it; or, to start over, run: segmenter topics create, and use another SEGMENTER_NAMESPACE "
+                    "and SEGMENTER_GROUP"
+                )
 
     async def _resume_or_load(self, shard: int, logs: Mapping[Role, LogRange]) -> Mapping[Role, int]:
         runner = self._runners.get(shard)
@@ -137,7 +162,7 @@ class Shards:
     async def _load(self, processor: BatchProcessor, logs: Mapping[Role, LogRange]) -> ShardHeader:
         shard = processor.shard.number
         # Claimed at the start already; but Redis may have been emptied since.
-        await asyncio.to_thread(self._store.register, self._partitions, self._settings.group)
+        await asyncio.to_thread(self._store.register, self._partitions, self._settings.group, self._cluster)
         stored = await asyncio.to_thread(self._store.header, shard)
         offsets: dict[Role, int] = {}
         history: dict[Role, int] = {}
@@ -212,6 +237,11 @@ class Shards:
         runner = self._runners.get(shard)
         return NEVER if runner is None else runner.outbox.published_time
 
+    def lineage(self, shard: int) -> str:
+        """See Owner."""
+        runner = self._runners.get(shard)
+        return "" if runner is None else runner.processor.lineage
+
     def fetched(self, batch: FetchedRecords) -> None:
         """Hand a fetch to its shard; what was fetched before the last positioning is dropped."""
         if batch.epoch != self.consumer.epoch(batch.tp):
@@ -238,8 +268,16 @@ class Shards:
             if 0 in self._runners:
                 await asyncio.to_thread(self._activations.merge, self._partitions)
             await asyncio.to_thread(self._activations.refresh)
+            if await asyncio.to_thread(self._store.rebuilding) is not None:
+                await self._let_go()
         except StoreUnavailable as error:
             log.warning("%s; looking for other policies later", error, extra={"action": "follow"})
+
+    async def _let_go(self) -> None:
+        """Notice which shards have been taken away to be rebuilt: without a commit nothing would say so."""
+        for shard, runner in list(self._runners.items()):
+            if await asyncio.to_thread(self._store.owner, shard) is None and self._runners.get(shard) is runner:
+                runner.rewound()
 
     def watch(self, joined: bool) -> None:
         """Called regularly: let paused partitions go on, report lags, and raise what ended a shard for good.
@@ -274,6 +312,26 @@ class Shards:
             return None
         return progress.polled_at
 
+    def overview(self) -> list[dict[str, Any]]:
+        """What this worker owns, for people: where each shard stands, in the log and in time."""
+        return [self._overview(shard, runner) for shard, runner in sorted(self._runners.items())]
+
+    def _overview(self, shard: int, runner: ShardRunner) -> dict[str, Any]:
+        processor, outbox = runner.processor, runner.outbox
+        progress = {role: self.consumer.progress(self._tp(shard, role)) for role in ROLES}
+        return {
+            "shard": shard,
+            "customers": len(processor.table),
+            "time": None if processor.time == NEVER else format_instant(processor.time),
+            "policy_version": processor.policy.version,
+            "activation": processor.activation,
+            "offsets": dict(runner.next_offsets),
+            "waiting": {role: runner.waiting(role) for role in ROLES},
+            "end": {role: None if known is None else known.end for role, known in progress.items()},
+            "published": dict(outbox.published),
+            "outbox": outbox.pending,
+        }
+
     def last_progress(self) -> float:
         """When the slowest shard last made progress or had nothing to do (monotonic seconds)."""
         return min((runner.last_progress for runner in self._runners.values()), default=self._idle_since)
@@ -285,6 +343,12 @@ def start_of(tp: TP, log: LogRange, stored: int | None) -> tuple[int, int]:
     Raises OffsetGap if Kafka no longer holds what must be read and there was a stored or committed offset.
     """
     where = f"{tp.topic}, partition {tp.partition}"
+    if stored is None and log.lineage:
+        raise OffsetGap(
+            f"{where}: Redis holds no state, and what it was made of lies on other partitions, too: there were "
+            f"{log.lineage} before. Restore Redis from a backup made after the repartition; or put all events onto new "
+            "topics, and use another SEGMENTER_NAMESPACE and SEGMENTER_GROUP"
+        )
     if stored is None:
         if log.committed is None:
             return log.first, log.end

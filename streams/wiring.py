@@ -7,8 +7,9 @@ import logging
 from streams import metrics
 from streams.activations import Activations
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
-from streams.kafka.topics import input_partitions
+from streams.kafka.topics import cluster_id, input_partitions
 from streams.kafka.worker import SegmenterApp
+from streams.security import Refusals, client_options
 from streams.settings import Settings, load_settings
 from streams.shards import Shards
 from streams.store.opened import open_store
@@ -25,11 +26,11 @@ def worker_app(settings: Settings | None = None) -> SegmenterApp:
     policy = settings.load_policy()
     store = open_store(settings)
     partitions = input_partitions(settings)
-    store.register(partitions, settings.group)
-    publisher = KafkaPublisher(
-        settings.broker,
-        OutputTopics(*settings.output_topics),
-    )
+    cluster = cluster_id(settings)
+    store.register(partitions, settings.group, cluster)
+    refusals = Refusals(settings)
+    publisher = KafkaPublisher(client_options(settings, refusals.heard), OutputTopics(*settings.output_topics))
+    metrics.PARTITIONS.set(partitions)
     activations = Activations(store, policy)
     active = activations.policy(activations.active.policy_version)
     metrics.POLICY_VERSION.set(active.version)
@@ -40,4 +41,4 @@ def worker_app(settings: Settings | None = None) -> SegmenterApp:
             *(active.version, policy.version),
             extra={"action": "policy"},
         )
-    return SegmenterApp(settings, Shards(activations, store, publisher, settings), partitions)
+    return SegmenterApp(settings, Shards(activations, store, publisher, settings, cluster), partitions, refusals)

@@ -33,6 +33,7 @@ from streams.errors import ServiceUnavailable
 from streams.generator import Population, generate
 from streams.recorded import recorded_event
 from streams.replay import replay
+from streams.security import client_options
 from streams.settings import Settings, load_settings
 from streams.store.redis import RedisStore
 
@@ -107,11 +108,8 @@ def _play(events: list[dict[str, Any]], settings: Settings, store: RedisStore, r
             failure.append(error)
 
     def subscribe() -> None:
-        within = settings.start_within
         topic = settings.changes_topic
-        for change in without_repeats(
-            read_topic(settings.broker, topic, from_beginning=True, follow=True, within=within)
-        ):
+        for change in without_repeats(read_topic(settings, topic, from_beginning=True, follow=True)):
             changes.append(change)
 
     producer = threading.Thread(target=produce, daemon=True)
@@ -159,8 +157,8 @@ def _ends(settings: Settings, topic: str) -> dict[int, int]:
 
     from streams.kafka.topics import partitions_by_topic
 
-    count = partitions_by_topic(settings.broker, [topic], settings.start_within)[topic]
-    consumer = Consumer({"bootstrap.servers": settings.broker, "group.id": "segmenter-demo", "log_level": 0})
+    count = partitions_by_topic(settings, [topic])[topic]
+    consumer = Consumer({**client_options(settings), "group.id": "segmenter-demo"})
     try:
         return {
             partition: consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]

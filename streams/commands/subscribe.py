@@ -1,4 +1,4 @@
-"""``changes`` and ``dead-letters``: reading the output topics as a subscriber would."""
+"""``changes``: reading an output topic as a subscriber would."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import click
 import orjson
 
 from streams.commands.options import settings_from, settings_options
-from streams.commands.show import table
 from streams.errors import ConfigurationError, ServiceUnavailable
+from streams.security import client_options
+from streams.settings import Settings
 
 #: Change ids remembered to drop repeats; a repeat follows its first soon.
 _REMEMBERED: Final = 1_000_000
 
 
-def read_topic(servers: str, topic: str, *, from_beginning: bool, follow: bool, within: float) -> Iterator[bytes]:
+def read_topic(settings: Settings, topic: str, *, from_beginning: bool, follow: bool) -> Iterator[bytes]:
     """Values of a topic, to where it ended when this began, or for ever. Raises ServiceUnavailable."""
     from confluent_kafka import Consumer, KafkaException, TopicPartition
 
     from streams.kafka.topics import partitions_by_topic
 
-    partitions = partitions_by_topic(servers, [topic], within)[topic]
+    servers, within = settings.broker, settings.start_within
+    partitions = partitions_by_topic(settings, [topic])[topic]
     if not partitions:
         raise ConfigurationError(f"Kafka at {servers} has no topic {topic}; run: segmenter topics create")
     consumer = Consumer(
         {
-            "bootstrap.servers": servers,
+            **client_options(settings),
             "group.id": "segmenter-cli",
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
-            "log_level": 0,
         }
     )
     try:
@@ -110,32 +111,11 @@ def changes(from_beginning: bool, follow: bool, segment: str | None, as_json: bo
     if segment is not None and not (dimension and colon and label):
         raise ConfigurationError(f"--segment {segment}: write DIMENSION:LABEL, such as lifecycle:lapsed")
     values = read_topic(
-        settings.broker,
+        settings,
         settings.changes_topic,
         from_beginning=from_beginning,
         follow=follow,
-        within=settings.start_within,
     )
     for change in without_repeats(values):
         if segment is None or (change["dimension"] == dimension and label in (change["from"], change["to"])):
             click.echo(orjson.dumps(change) if as_json else sentence(change))
-
-
-@click.command("dead-letters")
-@click.option("--json", "as_json", is_flag=True, help="one JSON value a line")
-@settings_options("broker", "dead_letters_topic", "start_within")
-def dead_letters(as_json: bool, **given: Any) -> None:
-    """Show every record that was refused, and why."""
-    settings = settings_from(given)
-    topic = settings.dead_letters_topic
-    values = read_topic(settings.broker, topic, from_beginning=True, follow=False, within=settings.start_within)
-    rows = []
-    for value in values:
-        if as_json:
-            click.echo(value)
-        else:
-            letter = orjson.loads(value)
-            place = f"{letter['topic']}/{letter['partition']}@{letter['offset']}"
-            rows.append((letter["code"], place, letter["key"] or "–", letter["reason"]))
-    if not as_json:
-        table(f"{len(rows)} dead letters", ["code", "record", "key", "reason"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -20,6 +21,8 @@ def worker(**given: Any) -> None:
     It joins the consumer group, takes its share of the partitions, and publishes segment changes until SIGTERM. Start
     as many as there are partitions, at most. Killing one at any moment loses nothing and doubles nothing.
     """
+    # Until Faust has handlers of its own, which takes a second of imports and the first look at Kafka and Redis.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from streams.kafka.worker import Worker, set_up_logging
     from streams.wiring import worker_app
 

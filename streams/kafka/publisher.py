@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -15,14 +15,18 @@ from models.changes import headers_of
 from streams import failpoints
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
+from streams.retry import TOO_LARGE
 
 _Headers = list[tuple[str, bytes]]
+#: Topic, key, value, headers, partition.
+_Message = tuple[str, bytes | None, bytes | None, _Headers, int]
 #: The key decides on the partition.
 _BY_KEY: Final = -1
 _FIRST: Final = 0
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
+_PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +44,16 @@ class _Delivery:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.done: asyncio.Future[None] = loop.create_future()
+        #: Whether the broker has them all; if not, they were purged and must be sent again.
+        self.done: asyncio.Future[bool] = loop.create_future()
+        #: Nobody waits any more.
+        self.abandoned = False
         #: How many there are, known once all have been handed over.
         self._expected = -1
         #: One for each acknowledgement: to append is atomic, and cheaper than to count under a lock.
         self._acknowledged: list[None] = []
         self._error: KafkaError | None = None
+        self._purged = False
 
     def seal(self, expected: int) -> None:
         """Every message has been handed over."""
@@ -54,7 +62,9 @@ class _Delivery:
             self._wake()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
+        if error is not None and error.code() in _PURGED:
+            self._purged = True
+        elif error is not None:
             self._error = self._error or error
         self._acknowledged.append(None)
         if len(self._acknowledged) == self._expected:
@@ -69,7 +79,7 @@ class _Delivery:
         if self.done.done():
             return
         if self._error is None:
-            self.done.set_result(None)
+            self.done.set_result(not self._purged)
         else:
             self.done.set_exception(
                 PublishRefused(f"Kafka refused a message for good: {self._error.str()}; it stays in the outbox")
@@ -77,13 +87,16 @@ class _Delivery:
 
 
 class KafkaPublisher:
-    """See Publisher. Messages are retried until the broker takes them; order is kept within a partition."""
+    """See Publisher. Messages are retried until the broker takes them; order is kept within a partition.
 
-    def __init__(self, servers: str, topics: OutputTopics) -> None:
+    ``options`` are librdkafka's: how the broker is reached.
+    """
+
+    def __init__(self, options: Mapping[str, Any], topics: OutputTopics) -> None:
         self._topics = topics
         self._producer = Producer(
             {
-                "bootstrap.servers": servers,
+                **options,
                 "enable.idempotence": True,
                 # Consumers of changes are keyed like the input: Kafka's own partitioner, not librdkafka's.
                 "partitioner": "murmur2_random",
@@ -113,16 +126,41 @@ class KafkaPublisher:
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         """See Publisher."""
-        delivery = _Delivery(asyncio.get_running_loop())
-        await asyncio.to_thread(self._send, entries, delivery)
-        failpoints.reached("after-publish")
-        await delivery.done
+        await self._deliver(lambda: (message for entry in entries for message in self._messages(entry)))
 
-    def _send(self, entries: Sequence[OutboxEntry], delivery: _Delivery) -> None:
-        messages = [message for entry in entries for message in self._messages(entry)]
-        for topic, key, value, headers, partition in messages:
-            self._produce(topic, key, value, headers, partition, delivery)
-        delivery.seal(len(messages))
+    async def publish_snapshots(self, snapshots: Mapping[str, bytes | None]) -> None:
+        """See Publisher."""
+        topic = self._topics.snapshots
+        await self._deliver(
+            lambda: ((topic, customer.encode(), value, _JSON, _BY_KEY) for customer, value in snapshots.items())
+        )
+
+    async def _deliver(self, messages: Callable[[], Iterable[_Message]]) -> None:
+        """Send messages until the broker has all of them.
+
+        When this is cancelled, because the shard is given away or loaded again, what is still on its way is purged:
+        the next owner sends it, too, and then newer snapshots, after which these would come.
+        """
+        everything = False
+        while not everything:
+            delivery = _Delivery(asyncio.get_running_loop())
+            try:
+                await asyncio.to_thread(self._send, messages, delivery)
+                failpoints.reached("after-publish")
+                everything = await delivery.done
+            except asyncio.CancelledError:
+                delivery.abandoned = True
+                # Messages of other shards are purged, too; whoever waits for them sends them again.
+                self._producer.purge()
+                raise
+
+    def _send(self, messages: Callable[[], Iterable[_Message]], delivery: _Delivery) -> None:
+        prepared = list(messages())
+        for message in prepared:
+            self._produce(*message, delivery)
+        if delivery.abandoned:
+            self._producer.purge()
+        delivery.seal(len(prepared))
 
     def _produce(
         self,
@@ -133,7 +171,7 @@ class KafkaPublisher:
         partition: int,
         delivery: _Delivery,
     ) -> None:
-        while self._open:
+        while self._open and not delivery.abandoned:
             try:
                 self._producer.produce(
                     topic, value=value, key=key, partition=partition, headers=headers, on_delivery=delivery
@@ -146,7 +184,7 @@ class KafkaPublisher:
             else:
                 return
 
-    def _messages(self, entry: OutboxEntry) -> Iterator[tuple[str, bytes | None, bytes | None, _Headers, int]]:
+    def _messages(self, entry: OutboxEntry) -> Iterator[_Message]:
         topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)
         changes = zip(wire.values, wire.ids, wire.customers, wire.effective_at, strict=True)
         for place, (value, ident, customer, effective_at) in enumerate(changes):
@@ -160,7 +198,7 @@ class KafkaPublisher:
         for letter in entry.dead_letters:
             value = orjson.dumps(letter)
             if len(value) > _LARGEST_LETTER:
-                reason = f"{letter['reason']} (the value is too large to copy; read it at its topic and offset)"
+                reason = f"{letter['reason']} {TOO_LARGE}"
                 value = orjson.dumps({**letter, "reason": reason, "key": None, "value": None, "headers": []})
             yield topics.dead_letters, None, value, _JSON, _BY_KEY
         for draw in entry.draws:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from streams.errors import ConfigurationError, ServiceUnavailable
+from streams.security import Refusals, admin_options, client_options
 from streams.settings import Settings
 
 _FOREVER: Final = "-1"
+#: Seconds in which librdkafka tells why a connection failed.
+_HEARD_WITHIN: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,59 @@ def plan(settings: Settings, partitions: int) -> list[TopicPlan]:
     ]
 
 
-def partitions_by_topic(servers: str, topics: Iterable[str], within: float) -> dict[str, int]:
+def partitions_by_topic(settings: Settings, topics: Iterable[str]) -> dict[str, int]:
     """How many partitions each topic has, 0 if it does not exist. Raises ServiceUnavailable."""
-    client = Producer({"bootstrap.servers": servers, "log_level": 0, "socket.connection.setup.timeout.ms": 2000})
+    asked = _Metadata(settings)
     counts = {}
-    try:
-        for topic in topics:
-            found = client.list_topics(topic, timeout=within).topics[topic]
-            counts[topic] = 0 if found.error is not None else len(found.partitions)
-    except KafkaException as error:
-        raise ServiceUnavailable(
-            f"Kafka at {servers} did not answer within {within:g} s ({error.args[0].str()}); "
-            "check SEGMENTER_BROKER and that the broker is running"
-        ) from None
+    for topic in topics:
+        found = asked.of(topic).topics[topic]
+        if found.error is not None and found.error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise ServiceUnavailable(
+                f"Kafka at {settings.broker} forbids this login to see the topic {topic}; "
+                "docs/SECURITY.md lists what each login needs"
+            )
+        counts[topic] = 0 if found.error is not None else len(found.partitions)
     return counts
+
+
+def cluster_id(settings: Settings) -> str:
+    """The id of the Kafka cluster, empty if it has none. Raises ServiceUnavailable."""
+    # One topic, because a broker may have very many.
+    return str(_Metadata(settings).of(settings.purchases_topic).cluster_id or "")
+
+
+class _Metadata:
+    """Asks a broker until it answers; after a second it is looked whether it has refused us, which is told at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._refusals = Refusals(settings)
+        options = client_options(settings, self._refusals.heard)
+        try:
+            self._client = Producer({**options, "socket.connection.setup.timeout.ms": 2000})
+        except KafkaException as error:
+            raise ConfigurationError(
+                f"the settings for Kafka cannot be used: {error.args[0].str()}; see SEGMENTER_KAFKA_CA, "
+                "SEGMENTER_KAFKA_CERTIFICATE and SEGMENTER_KAFKA_KEY"
+            ) from None
+
+    def of(self, topic: str) -> Any:
+        """The topic's, as confluent-kafka has it. Raises ServiceUnavailable."""
+        within = self._settings.start_within
+        deadline, part = time.monotonic() + within, min(1.0, within / 2)
+        while part > 0:
+            try:
+                return self._client.list_topics(topic, timeout=part)
+            except KafkaException as error:
+                reason = error.args[0].str()
+                self._client.poll(_HEARD_WITHIN)
+                self._refusals.check()
+            part = deadline - time.monotonic()
+        raise ServiceUnavailable(
+            f"Kafka at {self._settings.broker} did not answer within {within:g} s ({reason}){self._refusals.hint()}; "
+            "check SEGMENTER_BROKER and that the broker is running, and speaks as SEGMENTER_KAFKA_SECURITY says: "
+            f"{self._settings.kafka_security}"
+        )
 
 
 def input_partitions(settings: Settings) -> int:
@@ -62,7 +105,7 @@ def input_partitions(settings: Settings) -> int:
     topics are not co-partitioned.
     """
     inputs = list(settings.topics.values())
-    counts = partitions_by_topic(settings.broker, [*inputs, *settings.output_topics], settings.start_within)
+    counts = partitions_by_topic(settings, [*inputs, *settings.output_topics])
     missing = [topic for topic, count in counts.items() if not count]
     if missing:
         raise ConfigurationError(
@@ -86,7 +129,7 @@ def create(settings: Settings, partitions: int, replication: int) -> list[tuple[
     Raises ConfigurationError if topics that exist are not what they must be, ServiceUnavailable.
     """
     wanted = plan(settings, partitions)
-    counts = partitions_by_topic(settings.broker, [each.name for each in wanted], settings.start_within)
+    counts = partitions_by_topic(settings, [each.name for each in wanted])
     inputs = set(settings.topics.values())
     _require_copartitioned({topic: count or partitions for topic, count in counts.items() if topic in inputs})
     missing = [each for each in wanted if not counts[each.name]]
@@ -97,14 +140,12 @@ def create(settings: Settings, partitions: int, replication: int) -> list[tuple[
 
 def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> None:
     # Imported late: only this command needs it.
+    from kafka import errors
     from kafka.admin import KafkaAdminClient, NewTopic
-    from kafka.errors import KafkaError, TopicAlreadyExistsError
 
     admin: Any = None
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=settings.broker, bootstrap_timeout_ms=int(settings.start_within * 1000)
-        )
+        admin = KafkaAdminClient(**admin_options(settings), bootstrap_timeout_ms=int(settings.start_within * 1000))
         for topic in topics:
             new = NewTopic(
                 name=topic.name,
@@ -114,9 +155,9 @@ def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> No
             )
             try:
                 admin.create_topics([new])
-            except TopicAlreadyExistsError:
+            except errors.TopicAlreadyExistsError:
                 continue
-    except KafkaError as error:
+    except errors.KafkaError as error:
         raise ServiceUnavailable(f"Kafka at {settings.broker} did not create the topics: {error}") from None
     finally:
         if admin is not None:

@@ -38,6 +38,7 @@ from models.batch import Record
 from models.errors import SegmenterError
 from models.instants import NEVER
 from streams import failpoints
+from streams.clock import CLOCK
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
@@ -52,7 +53,7 @@ _LASTING: Final = (
     InvalidSessionTimeoutError,
     TopicAuthorizationFailedError,
 )
-_INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
+_METADATA: Final = re.compile(r"(-?[0-9]{1,19})(?: ([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,15 @@ class Progress(NamedTuple):
 class LogRange(NamedTuple):
     """What Kafka holds and knows of one partition: first offset, end, and the group's commit, if any.
 
-    ``told_until`` is the instant before which every deadline had been published when that commit was made.
+    ``told_until`` is the instant before which every deadline had been published when that commit was made. ``lineage``
+    is not empty if the state was then made of other partitions' records, too.
     """
 
     first: int
     end: int
     committed: int | None
     told_until: int = NEVER
+    lineage: str = ""
 
 
 class Owner(Protocol):
@@ -102,6 +105,10 @@ class Owner(Protocol):
 
     def published_time(self, shard: int) -> int:
         """The instant (microseconds) before which every deadline of the shard has been published."""
+        ...
+
+    def lineage(self, shard: int) -> str:
+        """See LogRange."""
         ...
 
 
@@ -161,9 +168,10 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         for key in keys:
             commit = commits.get(key)
             known = commit is not None and commit.offset >= 0
-            told = (commit.metadata or "") if known else ""
+            told = _METADATA.fullmatch((commit.metadata or "") if known else "")
             ranges[TP(key.topic, key.partition)] = LogRange(
-                first[key], end[key], commit.offset if known else None, int(told) if _INTEGER.fullmatch(told) else NEVER
+                *(first[key], end[key], commit.offset if known else None),
+                *((int(told[1]), told[2] or "") if told else (NEVER, "")),
             )
         return ranges
 
@@ -215,7 +223,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _commit_of(self, tp: TP, offset: int) -> OffsetAndMetadata:
         """An offset to commit, with the time until which deadlines have been told: they are no records."""
-        return OffsetAndMetadata(offset, str(self.consumer.told_until.get(tp, NEVER)))
+        told, lineage = self.consumer.told_until.get(tp, NEVER), self.consumer.owner.lineage(tp.partition)
+        return OffsetAndMetadata(offset, f"{told} {lineage}".rstrip())
 
     async def check(self) -> None:
         """Let the group's coordination go on after an error. Raises KafkaError if it cannot.
@@ -358,7 +367,7 @@ class BatchConsumer(driver.Consumer):
         state = assignment and assignment.state_value(TopicPartition(tp.topic, tp.partition))
         if not state or not state.has_valid_position or state.lso is None or state.timestamp is None:
             return None
-        return Progress(state.position, state.lso, state.timestamp / 1000)
+        return Progress(state.position, state.lso, CLOCK.noted(state.timestamp / 1000))
 
     def _filter_committable_offsets(self, tps: Any) -> dict[TP, int]:
         """What is published and not yet committed to Kafka; Faust's acknowledgements are forgotten."""

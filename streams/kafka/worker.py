@@ -16,6 +16,7 @@ from streams import metrics
 from streams.api import HttpServer
 from streams.kafka.agents import declare_agents
 from streams.kafka.transport import BatchTransport
+from streams.security import Refusals, faust_credentials
 from streams.settings import Settings
 from streams.shards import Shards
 from streams.watchdog import STALLED, Watchdog, end_process
@@ -62,10 +63,11 @@ def set_up_logging(level: str) -> None:
 class SegmenterApp(faust.App):
     """Faust's App on the batching transport, which stops its shards before it stops its consumer."""
 
-    def __init__(self, settings: Settings, shards: Shards, partitions: int) -> None:
+    def __init__(self, settings: Settings, shards: Shards, partitions: int, refusals: Refusals) -> None:
         self.settings = settings
         self.shards = shards
         self._partitions = partitions
+        self._refusals = refusals
         # A batch makes thousands of short-lived dictionaries and no cycles: looking for cycles at Python's default
         # pace costs a tenth of the time.
         gc.freeze()
@@ -78,10 +80,13 @@ class SegmenterApp(faust.App):
             idle_seconds=self.watchdog.idle_seconds,
             stall_after=settings.stall_after,
             ready=lambda: self._assigned_once and not self.rebalancing,
+            token=settings.http_token.get_secret_value(),
+            shards=shards.overview,
         )
         session = settings.session_timeout
         super().__init__(
             settings.group,
+            broker_credentials=faust_credentials(settings),
             broker=[URL(f"kafka://{server.strip()}") for server in settings.broker.split(",")],
             store="memory://",
             Worker=Worker,
@@ -94,6 +99,8 @@ class SegmenterApp(faust.App):
             broker_heartbeat_interval=session / 6,
             broker_request_timeout=max(30.0, session + 5),
             broker_rebalance_timeout=max(30.0, session),
+            # How soon added partitions are seen: until then, some customers' events go where they do not belong.
+            consumer_metadata_max_age_ms=5_000,
             # A message is a whole fetch: 16 of them are plenty.
             stream_buffer_maxsize=16,
             stream_wait_empty=False,
@@ -110,6 +117,7 @@ class SegmenterApp(faust.App):
     async def on_start(self) -> None:
         """Answer on HTTP, begin to watch, and let the shards know who fetches for them."""
         await super().on_start()
+        self._refusals.listen()
         self.shards.attach(self.consumer, self._partitions)
         try:
             await self.http.start()
@@ -125,6 +133,7 @@ class SegmenterApp(faust.App):
             self.watchdog.beat()
             metrics.LAST_PROGRESS.set(time.time() - self.watchdog.idle_seconds())
             try:
+                self._refusals.check()
                 await self.consumer.check()
                 self.shards.watch(joined=self._assigned_once and not self.rebalancing)
             except Exception as error:

@@ -12,7 +12,7 @@ from models.errors import StateError
 from models.events import Role
 from models.instants import NEVER
 from models.rows import Layout
-from streams.commit import OutboxEntry, ShardHeader
+from streams.commit import OutboxEntry, ShardHeader, Silence
 
 
 def encode_count(count: Count) -> bytes:
@@ -56,6 +56,7 @@ def _decode_header(
 ) -> ShardHeader:
     offsets: dict[Role, int] = {}
     backfill: dict[Role, int] = {}
+    silent: dict[Role, int] = {}
     layouts: dict[int, Layout] = {}
     for key, value in fields.items():
         part, _, name = key.decode().partition(":")
@@ -63,6 +64,8 @@ def _decode_header(
             offsets[cast(Role, name)] = int(value)
         elif part == "backfill":
             backfill[cast(Role, name)] = int(value)
+        elif part == "silent":
+            silent[cast(Role, name)] = int(value)
         elif part == "layout":
             layouts[int(name)] = Layout.parse(value)
     time, settled, owner = fields.get(b"time"), fields.get(b"settled"), fields.get(b"owner")
@@ -81,4 +84,12 @@ def _decode_header(
         int(fields.get(b"activation", 0)),
         int(fields.get(b"since", NEVER)),
         None if summarised is None else int(summarised),
+        Silence(
+            silent,
+            int(fields.get(b"silent_until", NEVER)),
+            int(fields.get(b"silent_activation", 0)),
+            int(fields.get(b"silent_summarised", NEVER)),
+            fields.get(b"rebuild", b"").decode(),
+        ),
+        fields.get(b"lineage", b"").decode(),
     )

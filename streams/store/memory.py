@@ -12,9 +12,9 @@ from models.events import Role
 from models.instants import NEVER
 from models.population import Summary
 from models.rows import Layout
-from streams.commit import OutboxEntry, ShardCommit, ShardHeader
+from streams.commit import OutboxEntry, ShardCommit, ShardHeader, Silence
 from streams.errors import FleetMismatch, LostBatch, StaleOwner
-from streams.ports import StateStore
+from streams.ports import Moment, StateStore
 from streams.store.codec import ordered_values
 
 #: How often a shard is read at most to find one that nobody writes to meanwhile.
@@ -39,6 +39,7 @@ class _Shard:
     summaries: dict[int, bytes] = field(default_factory=dict)
     first_summary: int | None = None
     summarised: int | None = None
+    silence: Silence = field(default_factory=Silence)
 
 
 class MemoryStore:
@@ -47,6 +48,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._shards: dict[int, _Shard] = {}
         self._fleet: tuple[int, str] | None = None
+        self._cluster = ""
+        self._rebuilding: str | None = None
         self._activations: list[bytes] = []
         self._policies: dict[int, str] = {}
         self._population: tuple[int, bytes] | None = None
@@ -57,10 +60,11 @@ class MemoryStore:
     def _shard(self, shard: int) -> _Shard:
         return self._shards.setdefault(shard, _Shard())
 
-    def register(self, partitions: int, group: str) -> None:
+    def register(self, partitions: int, group: str, cluster: str = "") -> None:
         """See StateStore."""
         self._fleet = self._fleet or (partitions, group)
-        if self._fleet != (partitions, group):
+        self._cluster = self._cluster or cluster
+        if self._fleet != (partitions, group) or (cluster and self._cluster != cluster):
             raise FleetMismatch(f"this store belongs to group {self._fleet[1]!r} with {self._fleet[0]} partitions")
 
     def partitions(self) -> int | None:
@@ -84,7 +88,51 @@ class MemoryStore:
             s.activation,
             s.since,
             s.summarised,
+            s.silence,
         )
+
+    def owner(self, shard: int) -> str | None:
+        """See StateStore."""
+        return self._shard(shard).owner
+
+    def rebuilding(self) -> str | None:
+        """See StateStore."""
+        return self._rebuilding
+
+    def begin_rebuild(self, name: str, *, again: bool = False) -> str:
+        """See Upkeep."""
+        self._rebuilding = name if again else self._rebuilding or name
+        return self._rebuilding
+
+    def end_rebuild(self, name: str) -> None:
+        """See Upkeep."""
+        self._rebuilding = None if self._rebuilding == name else self._rebuilding
+
+    def rewind(self, shard: int, rebuild: str, policy: int) -> bool:
+        """See Upkeep."""
+        s = self._shard(shard)
+        told = s.silence
+        if told.rebuild == rebuild:
+            return True
+        passed = all(s.offsets.get(role, 0) >= offset for role, offset in told.offsets.items())
+        behind = bool(s.commits) and s.activation < policy
+        if passed and s.time is not None and (s.settled != s.time or behind):
+            return False
+        silence = Silence(
+            {role: max(offset, told.offsets.get(role, 0)) for role, offset in s.offsets.items()},
+            max(told.until, NEVER if s.settled is None else s.settled),
+            max(told.activation, s.activation),
+            max(told.summarised, NEVER if s.summarised is None else s.summarised),
+            rebuild,
+        )
+        self._shards[shard] = _Shard(
+            commits=s.commits,
+            offsets=dict.fromkeys(s.offsets, 0),
+            backfill_until=s.backfill_until,
+            outbox=s.outbox,
+            silence=silence,
+        )
+        return True
 
     def acquire(
         self, shard: int, token: str, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]
@@ -107,6 +155,12 @@ class MemoryStore:
     def segments(self, shard: int) -> Mapping[str, Count]:
         """See StateStore."""
         return dict(self._shard(shard).segments)
+
+    def moment(self, shard: int, cursor: int | None, customers: Sequence[str] = (), count: int = 5_000) -> Moment:
+        """See AuditedStore."""
+        stored = self._shard(shard).customers
+        rows = [each for each in stored.items() if cursor is not None or each[0] in customers]
+        return Moment(self.header(shard), self.segments(shard), rows, 0)
 
     def latest_activation(self) -> int:
         """See StateStore."""
@@ -204,10 +258,10 @@ class MemoryStore:
         if commit.forget is not None:
             s.summaries = {instant: each for instant, each in s.summaries.items() if instant > commit.forget}
 
-    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> int:
         """See StateStore."""
-        for entry_id in entry_ids:
-            self._shard(shard).outbox.pop(entry_id, None)
+        outbox = self._shard(shard).outbox
+        return sum(outbox.pop(entry_id, None) is not None for entry_id in entry_ids)
 
     def copy_activations(self, source: StateStore) -> None:
         """Hold every activation of another store, with the policies and the population as last summarised."""

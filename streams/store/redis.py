@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
+from redis.exceptions import NoPermissionError, RedisClusterException
 
 from models.activation import Activation
 from models.counts import Count
@@ -17,11 +16,15 @@ from models.events import Role
 from models.population import Summary
 from streams.commit import ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.ports import Moment
 from streams.store import codec, scripts
+from streams.store.connect import Client, Connection, Script, Tls
 from streams.store.keys import clusters_key, fleet_key, policy_key, shard_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+NO_TLS: Final = Tls()
 
 
 def _translated(
@@ -33,19 +36,33 @@ def _translated(
     def call(self: RedisStore, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(self, *args, **kwargs)
-        except redis.AuthenticationError:
-            raise ServiceUnavailable(
-                f"Redis at {self.address} refused the user or password; check SEGMENTER_REDIS"
-            ) from None
         except redis.DataError:
             raise
-        except redis.RedisError as error:
-            # Redis words a permission that is missing inside a script differently.
-            if isinstance(error, redis.exceptions.NoPermissionError) or "executing the script can't" in str(error):
-                raise ServiceUnavailable(f"Redis at {self.address} forbids what is needed: {error}") from None
-            raise StoreUnavailable(f"Redis at {self.address}: {error}") from None
+        except (redis.RedisError, RedisClusterException) as error:
+            raise _told(self.address, error) from None
 
     return cast("Callable[Concatenate[RedisStore, P], R]", call)
+
+
+def _told(address: str, error: Exception) -> ServiceUnavailable | StoreUnavailable:
+    """A sentence, and whether it passes by itself. A cluster's client wraps the reason why no node could be used."""
+    reason = error.__cause__ if isinstance(error, RedisClusterException) and error.__cause__ else error
+    text = str(reason).strip()
+    if isinstance(reason, redis.AuthenticationError):
+        return ServiceUnavailable(f"Redis at {address} refused the user or password; check SEGMENTER_REDIS")
+    # Redis words a permission that is missing inside a script differently.
+    if isinstance(reason, NoPermissionError) or "executing the script can't" in text:
+        return ServiceUnavailable(f"Redis at {address} forbids what is needed: {text}; docs/SECURITY.md lists it")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ServiceUnavailable(
+            f"Redis at {address} shows a certificate that is not trusted ({text}); check SEGMENTER_REDIS_CA, and that "
+            "the certificate is valid for this address"
+        )
+    if "SELECT is not allowed in cluster mode" in text:
+        return ServiceUnavailable(
+            f"Redis at {address} is a cluster, which has database 0 only; let SEGMENTER_REDIS end with /0"
+        )
+    return StoreUnavailable(f"Redis at {address}: {text}")
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[Any]:
@@ -53,31 +70,33 @@ def _pairs(fields: Mapping[str, Any]) -> list[Any]:
 
 
 class RedisStore:
-    """See StateStore. ``url`` is redis://[user:password@]host:port/db, rediss:// or unix://."""
+    """See StateStore. ``url`` is redis://[user:password@]host:port/db, rediss:// or unix://.
 
-    def __init__(self, url: str, namespace: str, timeout: float = 3.0) -> None:
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            # A retried commit that had got through is refused as lost, which loads the shard again.
-            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2),
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-        )
-        options = self._redis.connection_pool.connection_kwargs
-        self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    It may be a server of a Redis Cluster. Every method then uses one slot: that of a shard, or of a single key.
+    """
+
+    def __init__(self, url: str, namespace: str, timeout: float = 3.0, tls: Tls = NO_TLS) -> None:
+        self._connection = Connection(url, timeout, tls)
+        self.address = self._connection.address
         self._namespace = namespace
-        self._script = self._redis.register_script(scripts.COMMIT)
-        self._read = self._redis.register_script(scripts.READ)
-        self._activate = self._redis.register_script(scripts.ACTIVATE)
-        self._learn = self._redis.register_script(scripts.LEARN)
-        self._learned = self._redis.register_script(scripts.LEARNERS)
+        self._register = Script(self._connection, scripts.REGISTER)
+        self._acquire = Script(self._connection, scripts.ACQUIRE)
+        self._script = Script(self._connection, scripts.COMMIT)
+        self._read = Script(self._connection, scripts.READ)
+        self._activate = Script(self._connection, scripts.ACTIVATE)
+        self._learn = Script(self._connection, scripts.LEARN)
+        self._learned = Script(self._connection, scripts.LEARNERS)
+        self._moment = Script(self._connection, scripts.MOMENT)
         self._policy = policy_key(namespace)
         self._clusters = clusters_key(namespace)
 
+    @property
+    def _redis(self) -> Client:
+        return self._connection.client
+
     def close(self) -> None:
         """Give the connections back."""
-        self._redis.close()
+        self._connection.close()
 
     @_translated
     def ping(self) -> None:
@@ -85,23 +104,32 @@ class RedisStore:
         self._redis.ping()
 
     @_translated
-    def register(self, partitions: int, group: str) -> None:
+    def register(self, partitions: int, group: str, cluster: str = "") -> None:
         """See StateStore."""
         key = fleet_key(self._namespace)
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hsetnx(key, "partitions", str(partitions))
-            pipe.hsetnx(key, "group", group)
-            pipe.hmget(key, ["partitions", "group"])
-            stored, owner = (part.decode() for part in pipe.execute()[-1])
+        fields = ["partitions", str(partitions), "group", group, *(("cluster", cluster) if cluster else ())]
+        answer = cast(list[bytes | None], self._register(keys=[key], args=fields))
+        stored, owner, kafka, coming = ((part or b"").decode() for part in answer)
+        if coming:
+            raise FleetMismatch(
+                f"a repartition of namespace {self._namespace!r} to {coming} partitions is under way; run "
+                f"`segmenter repartition --partitions {coming}` to finish it"
+            )
         if stored != str(partitions):
             raise FleetMismatch(
                 f"Redis namespace {self._namespace!r} holds shards of {stored} partitions, the input topics have "
-                f"{partitions}; use another SEGMENTER_NAMESPACE to rebuild, or recreate the topics with {stored}"
+                f"{partitions}; if they have been given more, run: segmenter repartition --partitions {partitions}; "
+                "else use another SEGMENTER_NAMESPACE"
             )
         if owner != group:
             raise FleetMismatch(
                 f"Redis namespace {self._namespace!r} belongs to consumer group {owner!r}, not {group!r}; "
                 "give each fleet its own SEGMENTER_NAMESPACE"
+            )
+        if kafka != cluster and kafka and cluster:
+            raise FleetMismatch(
+                f"Redis namespace {self._namespace!r} was filled from the Kafka cluster {kafka}, SEGMENTER_BROKER is "
+                f"of {cluster}, whose offsets mean other records; give each fleet its own SEGMENTER_NAMESPACE"
             )
 
     @_translated
@@ -116,10 +144,30 @@ class RedisStore:
             raise StateError(f"the number of partitions in {fleet_key(self._namespace)} is damaged") from None
 
     @_translated
+    def run(self, script: str, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
+        """What a Lua script answers; it happens as a whole. Raises StoreUnavailable."""
+        return Script(self._connection, script)(keys=keys, args=args)
+
+    @_translated
+    def owner(self, shard: int) -> str | None:
+        """See StateStore."""
+        stored = cast(bytes | None, self._redis.hget(shard_keys(self._namespace, shard).shard, "owner"))
+        return None if stored is None else stored.decode()
+
+    @_translated
+    def rebuilding(self) -> str | None:
+        """See StateStore."""
+        stored = cast(bytes | None, self._redis.hget(fleet_key(self._namespace), "rebuild"))
+        return None if stored is None else stored.decode()
+
+    @_translated
     def header(self, shard: int) -> ShardHeader:
         """See StateStore."""
         keys = shard_keys(self._namespace, shard)
-        parts = cast(list[list[bytes]], self._read(keys=[keys.shard, keys.values, keys.outbox]))
+        return self._header(self._read(keys=[keys.shard, keys.values, keys.outbox]))
+
+    @staticmethod
+    def _header(parts: list[list[bytes]]) -> ShardHeader:
         return codec.decode_header(*(dict(zip(part[::2], part[1::2], strict=True)) for part in parts))
 
     @_translated
@@ -128,25 +176,37 @@ class RedisStore:
     ) -> ShardHeader:
         """See StateStore."""
         keys = shard_keys(self._namespace, shard)
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.shard, "owner", token)
-            for role, offset in offsets.items():
-                pipe.hsetnx(keys.shard, f"offset:{role}", str(offset))
-            for role, offset in backfill_until.items():
-                pipe.hsetnx(keys.shard, f"backfill:{role}", str(offset))
-            pipe.hgetall(keys.shard)
-            pipe.hgetall(keys.values)
-            pipe.hgetall(keys.outbox)
-            return codec.decode_header(*pipe.execute()[-3:])
+        known = [part for role, offset in offsets.items() for part in (f"offset:{role}", offset)]
+        known += [part for role, offset in backfill_until.items() for part in (f"backfill:{role}", offset)]
+        return self._header(self._acquire(keys=[keys.shard, keys.values, keys.outbox], args=[token, *known]))
 
     def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
-        """See StateStore."""
-        cursor = 0
+        """See StateStore.
+
+        A cursor means something only to the server that gave it: one that was restarted, or has taken the slot or the
+        master's place, would pass rows over. So they are counted, unless the shard's owner has written meanwhile.
+        """
+        commits, _ = self._size(shard)
+        cursor, seen = 0, set[str]()
         while True:
             cursor, part = self._scan(shard, cursor)
-            yield [(customer.decode(), row) for customer, row in part.items()]
+            rows = [(name, row) for customer, row in part.items() if (name := customer.decode()) not in seen]
+            seen.update(name for name, _ in rows)
+            yield rows
             if not cursor:
-                return
+                break
+        commits_now, stored = self._size(shard)
+        if commits_now == commits and stored != len(seen):
+            raise StoreUnavailable(
+                f"Redis at {self.address} showed {len(seen)} of the {stored} customers of shard {shard}; "
+                "another server answers since they began to be read"
+            )
+
+    @_translated
+    def _size(self, shard: int) -> tuple[bytes | None, int]:
+        keys = shard_keys(self._namespace, shard)
+        stored = self._redis.hlen(keys.customers)
+        return cast(bytes | None, self._redis.hget(keys.shard, "commits")), stored
 
     @_translated
     def _scan(self, shard: int, cursor: int) -> tuple[int, dict[bytes, bytes]]:
@@ -163,6 +223,19 @@ class RedisStore:
         """See StateStore."""
         stored = cast(dict[bytes, bytes], self._redis.hgetall(shard_keys(self._namespace, shard).segments))
         return {name.decode(): codec.decode_count(count) for name, count in stored.items()}
+
+    @_translated
+    def moment(self, shard: int, cursor: int | None, customers: Sequence[str] = (), count: int = 5_000) -> Moment:
+        """See AuditedStore."""
+        keys = shard_keys(self._namespace, shard)
+        where = [keys.shard, keys.values, keys.outbox, keys.segments, keys.customers]
+        args = ["", *customers] if cursor is None else [cursor, count]
+        *parts, following, rows = cast(list[Any], self._moment(keys=where, args=args))
+        sizes = {
+            name.decode(): codec.decode_count(count) for name, count in zip(parts[3][::2], parts[3][1::2], strict=True)
+        }
+        stored = [(name.decode(), row) for name, row in zip(rows[::2], rows[1::2], strict=True)]
+        return Moment(self._header(parts[:3]), sizes, stored, int(following))
 
     @_translated
     def latest_activation(self) -> int:
@@ -295,7 +368,8 @@ class RedisStore:
             )
 
     @_translated
-    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> int:
         """See StateStore."""
-        if entry_ids:
-            self._redis.hdel(shard_keys(self._namespace, shard).outbox, *entry_ids)
+        if not entry_ids:
+            return 0
+        return self._redis.hdel(shard_keys(self._namespace, shard).outbox, *entry_ids)

@@ -98,3 +98,43 @@ local parts = {}
 for k = 1, #KEYS do parts[k] = redis.call('HGETALL', KEYS[k]) end
 return parts
 """
+
+#: ARGV: fields and values, each of which is written if it is not there yet.
+REGISTER: Final = """
+for i = 1, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) end
+return redis.call('HMGET', KEYS[1], 'partitions', 'group', 'cluster', 'repartition')
+"""
+
+#: ARGV: the token, then fields and values of KEYS[1], each of which is written if it is not there yet.
+#: A key of another type or a missing permission must show before the first write.
+ACQUIRE: Final = """
+redis.call('HGETALL', KEYS[1])
+for k = 2, #KEYS do redis.call('HLEN', KEYS[k]) end
+redis.call('HSETNX', KEYS[1], 'owner', ARGV[1])
+redis.call('HSET', KEYS[1], 'owner', ARGV[1])
+for i = 2, #ARGV, 2 do redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local parts = {}
+for k = 1, #KEYS do parts[k] = redis.call('HGETALL', KEYS[k]) end
+return parts
+"""
+
+#: One moment of a shard: shard, values, outbox, segments, then a part of the customers and where the next part begins.
+#: ARGV: a cursor and about how many; or an empty text and the customers wanted.
+MOMENT: Final = """
+local parts = {}
+for k = 1, 4 do parts[k] = redis.call('HGETALL', KEYS[k]) end
+if ARGV[1] ~= '' then
+  local found = redis.call('HSCAN', KEYS[5], ARGV[1], 'COUNT', ARGV[2])
+  parts[5], parts[6] = found[1], found[2]
+else
+  parts[5], parts[6] = '0', {}
+  for i = 2, #ARGV do
+    local row = redis.call('HGET', KEYS[5], ARGV[i])
+    if row then
+      table.insert(parts[6], ARGV[i])
+      table.insert(parts[6], row)
+    end
+  end
+end
+return parts
+"""

@@ -44,6 +44,7 @@ class BenchRecord(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    timestamp_type: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def measure_stages(workload: Workload, batch_size: int, repeats: int) -> StageTi
     settings = Settings()
     topics = OutputTopics(*settings.output_topics)
     with EmbeddedStack(settings) as stack:
-        publisher = KafkaPublisher(stack.broker.address, topics)
+        publisher = KafkaPublisher({"bootstrap.servers": stack.broker.address}, topics)
         for repeat in range(repeats):
             with closing(RedisStore(stack.redis.url, f"bench-{repeat}")) as store:
                 asyncio.run(_repeat(workload, times, store, publisher))

@@ -887,3 +887,12 @@ class StoreContract:
             store.register(5, "b")
         store.register(4, "größe 1")
         assert store.partitions() == 4
+
+    def test_another_kafka_cluster_is_refused(self, store: StateStore) -> None:
+        """Offsets of one cluster mean other records on another; a cluster that is not known is not compared."""
+        store.register(4, "segmenter")
+        store.register(4, "segmenter", "north")
+        with pytest.raises(FleetMismatch):
+            store.register(4, "segmenter", "south")
+        store.register(4, "segmenter", "north")
+        store.register(4, "segmenter")

@@ -505,8 +505,8 @@ class TestForbidden:
     @pytest.mark.parametrize(
         ("command", "name"),
         [
-            ("hsetnx", "register"),
-            ("hset", "acquire"),
+            ("evalsha", "register"),
+            ("evalsha", "acquire"),
             ("evalsha", "header"),
             ("evalsha", "commit"),
             ("hdel", "acknowledge"),
@@ -555,6 +555,20 @@ class TestForbidden:
             assert rows == {"kept": b"changed", "fresh": b"fresh"}, command
             assert segments == NEXT.segments, command
         assert {"hget", "hset", "hdel"} <= refusing
+
+    def test_no_shard_is_half_taken(self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore) -> None:
+        """Whichever command is forbidden inside the script that takes a shard, its owner stays who it was."""
+        started(store)
+        before, refusing = contents(raw), set()
+        for command in sorted(raw.acl_cat("hash")):
+            with limited(redis_server, raw, f"-{command}") as forbidden:
+                try:
+                    forbidden.acquire(0, "u", START, {})
+                except ServiceUnavailable:
+                    refusing.add(command)
+                    assert contents(raw) == before, command
+                store.acquire(0, "t", {}, {})
+        assert refusing == {"hlen", "hset", "hsetnx", "hgetall"}
 
     def test_no_learning_is_half_written(self, redis_server: RealRedis, raw: redis.Redis, store: RedisStore) -> None:
         """Whichever command is forbidden inside the script that keeps learners, it writes everything or nothing."""

@@ -69,6 +69,7 @@ class Running:
 
     def __init__(self, folder: Path, settings: Mapping[str, str], command: Sequence[str], name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
         self._log = folder / f"{name}.log"
         self._settings = settings
         self._command = command

@@ -1,4 +1,4 @@
-"""A real Apache Kafka broker for tests, fetched once and then killed and restarted at will.
+"""A real Apache Kafka for tests, one broker or three, fetched once and then killed and restarted at will.
 
 ``python -m tests.support.real_kafka`` runs one in the foreground and prints its address.
 """
@@ -19,11 +19,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NoReturn
+from types import TracebackType
+from typing import BinaryIO, ClassVar, NoReturn, Self
 
-from streams.embedded.server import LOOPBACK, LoopbackServer, OwnedProcess, ServerStartError
+from streams.embedded.server import LOOPBACK, LoopbackServer, OwnedProcess, ServerStartError, free_ports
 
 KAFKA_VERSION = "4.4.0"
 SCALA_VERSION = "2.13"
@@ -33,6 +35,7 @@ JAVA_AT_LEAST = 17
 FETCH_SECONDS = 600.0
 FORMAT_SECONDS = 60.0
 HEAP = "-Xmx512m"
+CLUSTER_HEAP = "-Xmx256m"
 
 _MARKER = "COMPLETE"
 _PARTIAL = ".partial-"
@@ -239,16 +242,30 @@ class RealKafka(LoopbackServer):
     client saw acknowledged survive ``kill``; a ``restart`` after it takes some 3 s more than another start.
     ``properties`` holds more server properties; they win over the ones set here.
 
+    Clients that connect to ``proxied_address`` are sent to ``advertised``, host:port, for everything: the address of
+    a proxy whose target that is. Clients of ``address`` never meet the proxy.
+
     The first ``start`` raises ``KafkaUnavailable`` if the machine has no broker and cannot fetch one.
     """
 
     title: ClassVar[str] = "Kafka"
-    port_count: ClassVar[int] = 2
+    port_count: ClassVar[int] = 3
 
-    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, properties: Mapping[str, str] | None = None, *, advertised: str | None = None, heap: str = HEAP
+    ) -> None:
         super().__init__()
         self._extra = dict(properties or {})
-        self._cluster_id = ""
+        self._advertised = advertised
+        self._heap = heap
+        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+
+    @property
+    def proxied_address(self) -> str:
+        """``127.0.0.1:PORT`` for the proxy behind ``advertised``."""
+        if not self._ports:
+            raise RuntimeError("Kafka has not been started")
+        return f"{LOOPBACK}:{self._ports[2]}"
 
     def _prepare(self) -> Sequence[str]:
         """Write the configuration; format the storage if it is not, which takes a Java run of its own."""
@@ -260,7 +277,7 @@ class RealKafka(LoopbackServer):
         settings.write_text("".join(lines), encoding="ascii")
         java = (
             _java(),
-            HEAP,
+            self._heap,
             "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",
             f"-Dlog4j2.configurationFile={logging.as_uri()}",
@@ -272,14 +289,17 @@ class RealKafka(LoopbackServer):
         return (*java, "kafka.Kafka", str(settings))
 
     def _properties(self) -> dict[str, str]:
-        client_port, controller_port = self._ports
+        client_port, controller_port, _ = self._ports
+        clients = f"CLIENTS://{LOOPBACK}:{client_port}"
+        proxied = "" if self._advertised is None else f",PROXIED://{self.proxied_address}"
+        advertised = "" if self._advertised is None else f",PROXIED://{self._advertised}"
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{LOOPBACK}:{controller_port}",
-            "listeners": f"CLIENTS://{LOOPBACK}:{client_port},CONTROLLER://{LOOPBACK}:{controller_port}",
-            "advertised.listeners": f"CLIENTS://{LOOPBACK}:{client_port}",
-            "listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": f"{clients}{proxied},CONTROLLER://{LOOPBACK}:{controller_port}",
+            "advertised.listeners": f"{clients}{advertised}",
+            "listener.security.protocol.map": "CLIENTS:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "CLIENTS",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.home / "data"),
@@ -301,7 +321,6 @@ class RealKafka(LoopbackServer):
         }
 
     def _format(self, tool: Sequence[str], settings: Path) -> None:
-        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         command = (*tool, "format", f"--cluster-id={self._cluster_id}", f"--config={settings}")
         with OwnedProcess(command, self.log_path) as process:
             code = process.exit_code(within=FORMAT_SECONDS)
@@ -314,6 +333,83 @@ class RealKafka(LoopbackServer):
             return _serving_cluster(self.port) == self._cluster_id
         except (OSError, EOFError):
             return False
+
+
+class _Node(RealKafka):
+    """One of a cluster's servers, whose ports are chosen before any of them starts."""
+
+    def __init__(
+        self, number: int, ports: Sequence[tuple[int, ...]], cluster_id: str, properties: Mapping[str, str]
+    ) -> None:
+        super().__init__(properties, heap=CLUSTER_HEAP)
+        self._number = number
+        self._cluster_id = cluster_id
+        self._ports = ports[number]
+        self._voters = ",".join(f"{node + 1}@{LOOPBACK}:{each[1]}" for node, each in enumerate(ports))
+        self._home = tempfile.TemporaryDirectory(prefix=f"segmenter-kafka-{number + 1}-")
+
+    def _properties(self) -> dict[str, str]:
+        replicated = {
+            "default.replication.factor": "3",
+            "min.insync.replicas": "2",
+            "offsets.topic.replication.factor": "3",
+            "transaction.state.log.replication.factor": "3",
+            "transaction.state.log.min.isr": "2",
+            "share.coordinator.state.topic.replication.factor": "3",
+            "share.coordinator.state.topic.min.isr": "2",
+            # A follower that was killed leaves the set of those in sync soon, and elections are quick.
+            "replica.lag.time.max.ms": "3000",
+            "controller.quorum.election.timeout.ms": "500",
+            "controller.quorum.fetch.timeout.ms": "1000",
+        }
+        nodes = {"node.id": str(self._number + 1), "controller.quorum.voters": self._voters}
+        return {**super()._properties(), **replicated, **nodes, **self._extra}
+
+
+class RealKafkaCluster:
+    """Three brokers, each a controller, too: three replicas of everything, of which two must be there.
+
+    ``address`` names all three. ``nodes`` can be killed and started one by one. ``properties`` as of RealKafka.
+    """
+
+    def __init__(self, properties: Mapping[str, str] | None = None) -> None:
+        self._properties = dict(properties or {})
+        self.nodes: list[RealKafka] = []
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start all three at the same time, for none answers alone."""
+        fetch_kafka()
+        ports = free_ports(3 * RealKafka.port_count)
+        each = [ports[node::3] for node in range(3)]
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        self.nodes = [_Node(node, each, cluster_id, self._properties) for node in range(3)]
+        try:
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(RealKafka.start, self.nodes))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop all, and remove their data."""
+        for node in self.nodes:
+            node.kill()
+            node.close()
+        self.nodes = []
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of each, separated by commas."""
+        return ",".join(node.address for node in self.nodes)
 
 
 def _escaped(value: str) -> str:

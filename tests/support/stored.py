@@ -1,6 +1,6 @@
 """What lies in Redis, read by its documented names and not with the project's own store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -19,8 +19,12 @@ class Stored:
         self._namespace = namespace
         self._partitions = partitions
 
+    def key(self, shard: int, part: str) -> str:
+        """The key of a part of a shard."""
+        return f"{{{self._namespace}:{shard}}}:{part}"
+
     def _hash(self, shard: int, part: str) -> dict[bytes, bytes]:
-        return cast("dict[bytes, bytes]", self.client.hgetall(f"{{{self._namespace}:{shard}}}:{part}"))
+        return cast("dict[bytes, bytes]", self.client.hgetall(self.key(shard, part)))
 
     def offsets(self, shard: int) -> dict[str, int]:
         """The next offset to read of each role's topic."""
@@ -30,6 +34,22 @@ class Stored:
             for name, value in fields.items()
             if name.startswith(b"offset:")
         }
+
+    def owner(self, shard: int) -> str:
+        """The token of the worker that may commit; empty before there was any."""
+        return self._hash(shard, "shard").get(b"owner", b"").decode()
+
+    def commits(self, shard: int) -> int:
+        """How many commits the shard has seen."""
+        return int(self._hash(shard, "shard").get(b"commits", 0))
+
+    def published_to(self, commits: Mapping[int, int]) -> bool:
+        """Whether everything is published that these commits of each shard, and those before them, have to say."""
+        return all(
+            int(entry.partition(b"-")[0]) > number
+            for shard, number in commits.items()
+            for entry in self._hash(shard, "outbox")
+        )
 
     def unpublished(self) -> int:
         """Entries of every outbox."""

@@ -86,6 +86,7 @@ class Rec(NamedTuple):
     offset: int = 0
     timestamp: int = LATER
     headers: Sequence[tuple[str, bytes | None]] = ()
+    timestamp_type: int = 0
 
 
 def record(event: Mapping[str, Any], offset: int = 0, timestamp: int = LATER) -> Rec:

@@ -213,9 +213,9 @@ class FaultyStore(MemoryStore):
         """See StateStore."""
         self._call("commit_learners", 0, partial(super().commit_learners, start, end, learners, models))
 
-    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> None:
+    def acknowledge(self, shard: int, entry_ids: Sequence[str]) -> int:
         """See StateStore."""
-        self._call("acknowledge", shard, partial(super().acknowledge, shard, entry_ids))
+        return self._call("acknowledge", shard, partial(super().acknowledge, shard, entry_ids))
 
 
 class FakePublisher:
@@ -227,6 +227,8 @@ class FakePublisher:
     def __init__(self) -> None:
         self.changes: list[SegmentChanged] = []
         self.dead_letters: list[DeadLetter] = []
+        #: Snapshots that were published by themselves.
+        self.snapshots: list[dict[str, bytes | None]] = []
         #: Where draws go.
         self.kafka: FakeKafka | None = None
         self.calls: list[list[str]] = []
@@ -263,6 +265,11 @@ class FakePublisher:
         if fault == "after":
             raise PublishRefused("the broker refuses")
         self.done |= {entry.id for entry in entries}
+
+    async def publish_snapshots(self, snapshots: Mapping[str, bytes | None]) -> None:
+        """See Publisher."""
+        await asyncio.sleep(0)
+        self.snapshots.append(dict(snapshots))
 
     def once(self) -> list[SegmentChanged]:
         """The changes as a consumer sees them that drops repeated ids."""

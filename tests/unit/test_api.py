@@ -20,16 +20,23 @@ class Served:
 
     def __init__(self) -> None:
         self.idle, self.ready = 0.0, False
-        self.server = HttpServer(
-            LOOPBACK, 0, idle_seconds=lambda: self.idle, stall_after=60.0, ready=lambda: self.ready
-        )
+        self.headers: dict[str, str] = {}
+        self.server = self.serve("")
 
-    async def get(self, path: str, method: str = "GET") -> tuple[int, str, str]:
+    def serve(self, token: str) -> HttpServer:
+        """A server that asks for this token."""
+        return HttpServer(
+            LOOPBACK, 0, idle_seconds=lambda: self.idle, stall_after=60.0, ready=lambda: self.ready, token=token,
+            shards=lambda: [{"shard": 3}],
+        )  # fmt: skip
+
+    async def get(self, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, str, str]:
         """Status, content type and text."""
         async with (
             aiohttp.ClientSession() as session,
-            session.request(method, f"http://{self.server.address}{path}") as answer,
+            session.request(method, f"http://{self.server.address}{path}", headers=headers) as answer,
         ):
+            self.headers = dict(answer.headers)
             return answer.status, answer.headers["Content-Type"], await answer.text()
 
 
@@ -92,6 +99,53 @@ def test_readyz_follows_the_assignment() -> None:
         assert (await served.get("/readyz"))[::2] == (200, "ready\n")
         served.ready = False
         assert (await served.get("/readyz"))[0] == 503
+
+    run(scenario)
+
+
+def test_without_a_token_shards_are_shown_to_nobody() -> None:
+    """It says which setting opens them."""
+
+    async def scenario(served: Served) -> None:
+        for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer x"}):
+            status, _, text = await served.get("/shards", headers=headers)
+            assert status == 403
+            assert "SEGMENTER_HTTP_TOKEN" in text
+        assert (await served.get("/metrics"))[0] == 200
+
+    run(scenario)
+
+
+def test_shards_are_shown_to_who_shows_the_token() -> None:
+    """Who shows none or another is told how; health and metrics need none."""
+    token = "geheim-token-4711"
+
+    async def scenario(served: Served) -> None:
+        await served.server.stop()
+        served.server = served.serve(token)
+        await served.server.start()
+        wrong = (
+            "",
+            "Bearer",
+            "Bearer ",
+            f"Bearer {token}x",
+            f"Bearer {token[:-1]}",
+            f"Basic {token}",
+            token,
+            "Bearer ß",
+        )
+        for shown in wrong:
+            status, _, text = await served.get("/shards", headers={"Authorization": shown} if shown else {})
+            assert (status, served.headers["WWW-Authenticate"]) == (401, 'Bearer realm="segmenter"'), shown
+            assert token not in text
+        for scheme in ("Bearer", "bearer"):
+            found = await served.get("/shards", headers={"Authorization": f"{scheme} {token}"})
+            assert found[0] == 200
+            assert found[1].startswith("application/json")
+            assert found[2] == '[{"shard":3}]\n'
+        for path in ("/metrics", "/healthz"):
+            assert (await served.get(path))[0] == 200
+        assert (await served.get("/shards", headers={"Authorization": "Bearer " + "x" * 9000}))[0] == 400
 
     run(scenario)
 

@@ -332,6 +332,13 @@ def test_recorded_ahead() -> None:
     assert [(refusal.code, refusal.record.offset) for refusal in refusals] == [("recorded_ahead", 1)]
 
 
+def test_the_broker_is_never_ahead() -> None:
+    """What a broker has stamped is accepted even by a worker whose own clock is far behind."""
+    reader = Reader(POLICY, 0, 1, latest=0)
+    batch, refusals = read("purchases", [record(GOOD)._replace(timestamp_type=1)], reader)
+    assert (len(batch), refusals) == (1, [])
+
+
 @pytest.mark.parametrize(
     ("more", "code"),
     [

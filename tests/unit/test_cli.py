@@ -26,9 +26,9 @@ from tests.unit.build import Event, Feeder, at, make_policy, purchase, refund, s
 from tests.unit.command_line import invoke, refused
 
 COMMANDS = [
-    "changes", "clusters", "customer", "dead-letters", "demo", "export", "policy", "policy apply", "policy check",
-    "policy diff", "policy rollback", "policy show", "produce", "replay", "schemas", "segments", "stack", "topics",
-    "topics create", "worker",
+    "changes", "clusters", "customer", "dead-letters", "dead-letters retry", "demo", "export", "policy", "policy apply",
+    "policy check", "policy diff", "policy rollback", "policy show", "produce", "rebuild", "repartition", "replay",
+    "schemas", "segments", "stack", "topics", "topics create", "verify", "worker",
 ]  # fmt: skip
 
 EVENTS: list[Event] = [

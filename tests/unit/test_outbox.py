@@ -4,15 +4,20 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
+from models.changes import SNAPSHOT
 from models.errors import StateError
 from models.events import Role
 from models.instants import SECOND
+from models.rows import layout_of, pack
+from streams.clock import SteadyClock
 from streams.commit import OutboxEntry, Range, ShardCommit
 from streams.errors import PublishRefused
 from streams.outbox import Outbox
+from streams.snapshots import put_right
 from tests.unit.build import Rec, at, purchase, record
 from tests.unit.fakes import FakePublisher, FaultyStore, eventually, processor_on, settle, threadless
 
@@ -352,7 +357,7 @@ def test_a_start_forgets_what_was_published_before() -> None:
 
 def test_latency_is_measured_from_the_oldest_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only for commits that published something; never below zero."""
-    monkeypatch.setattr("streams.outbox.time.time", lambda: at(400) / SECOND + 5)
+    monkeypatch.setattr("streams.outbox.CLOCK", SteadyClock(lambda: at(400) / SECOND + 5, lambda: 0.0))
 
     def sample(suffix: str) -> float:
         return REGISTRY.get_sample_value(f"segmenter_event_to_published_seconds_{suffix}") or 0.0
@@ -461,3 +466,67 @@ def test_an_entry_that_is_damaged_is_told(stored: bytes) -> None:
     """By its id, with what can be done."""
     with pytest.raises(StateError, match="outbox entry 7-t is damaged; restore the store from a backup"):
         OutboxEntry.decode("7-t", stored)
+
+
+# Snapshots after a sleep
+
+
+@pytest.mark.parametrize("erased", [False, True])
+def test_what_another_has_published_is_followed_by_what_is_stored(erased: bool) -> None:
+    """The entry is gone when it is to be removed, so what was sent came late, and must not be the last word."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.outbox.start(bench.header)
+        bench.publisher.block()
+        await bench.outbox.put(bench.commit("a"), None)
+        await asyncio.sleep(0)
+        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        if erased:
+            bench.store._shard(0).customers.clear()
+        bench.publisher.release()
+        await eventually(lambda: bench.outbox.pending == 0)
+        ((customer, snapshot),) = bench.publisher.snapshots[0].items()
+        assert len(bench.publisher.snapshots) == 1
+        assert customer == "a"
+        if erased:
+            assert snapshot is None
+        else:
+            assert snapshot is not None
+            said = SNAPSHOT.validate_json(snapshot)
+            assert (said["sequence"], said["segments"]["lifecycle"]) == (1, "new")
+
+    run(scenario)
+
+
+def test_snapshots_are_put_right_until_they_are() -> None:
+    """A customer who moves in between is told again."""
+
+    async def scenario(bench: Bench) -> None:
+        entry = bench.commit("a").entry
+        assert entry is not None
+        sent = bench.publisher.publish_snapshots
+
+        async def moved(snapshots: Mapping[str, bytes | None]) -> None:
+            await sent(snapshots)
+            if len(bench.publisher.snapshots) == 1:
+                table = bench.processor.table
+                row = pack(table, layout_of(table), np.array([0]))[0]
+                bench.store._shard(0).customers["a"] = row[:4] + (2).to_bytes(4, "little") + row[8:]
+
+        bench.publisher.publish_snapshots = moved  # type: ignore[method-assign]
+        await put_right(bench.store, bench.publisher, 0, [entry])
+        assert [SNAPSHOT.validate_json(each["a"] or b"")["sequence"] for each in bench.publisher.snapshots] == [1, 2]
+
+    run(scenario)
+
+
+def test_snapshots_are_not_sent_again_without_need() -> None:
+    """Whoever removes its own entries has sent them in order."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.outbox.start(bench.header)
+        await bench.outbox.put(bench.commit("a"), None)
+        await eventually(lambda: bench.outbox.pending == 0)
+        assert bench.publisher.snapshots == []
+
+    run(scenario)

@@ -77,12 +77,16 @@ class FakeProducer:
 
     def purge(self) -> None:
         self.purged = True
+        with self._lock:
+            purged = KafkaError(KafkaError._PURGE_QUEUE)
+            self._undelivered = [(deliver, purged) for deliver, _ in self._undelivered]
+        self.holding.clear()
 
 
 @pytest.fixture
 def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[KafkaPublisher]:
     monkeypatch.setattr(publisher_module, "Producer", FakeProducer)
-    made = KafkaPublisher("kafka:9092", TOPICS)
+    made = KafkaPublisher({"bootstrap.servers": "kafka:9092"}, TOPICS)
     yield made
     made.close()
 
@@ -407,3 +411,25 @@ def test_the_producer_neither_loses_nor_doubles_nor_reorders(publisher: KafkaPub
     assert config["enable.idempotence"] is True
     assert config["message.timeout.ms"] == 0
     assert config["partitioner"] == "murmur2_random"
+
+
+# A shard that is given away
+
+
+def test_what_is_on_its_way_when_a_shard_is_given_away_is_purged(publisher: KafkaPublisher) -> None:
+    """It must not come after what the next owner sends; what was purged of another shard is sent once more."""
+    producer = producer_of(publisher)
+
+    async def scenario() -> None:
+        producer.holding.set()
+        leaving = asyncio.create_task(publisher.publish([entry(purchase("a", "1", at(0)))]))
+        staying = asyncio.create_task(publisher.publish([entry(purchase("b", "2", at(0)))]))
+        await eventually(lambda: len(producer.messages) == 4)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert producer.purged
+        await asyncio.wait_for(staying, 5)
+
+    asyncio.run(scenario())
+    assert [message["key"] for message in on(TOPICS.changes, producer.messages)].count(b"b") == 2
+    assert [message["key"] for message in on(TOPICS.changes, producer.messages)].count(b"a") == 1

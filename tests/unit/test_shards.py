@@ -257,6 +257,36 @@ def test_a_namespace_of_another_fleet_is_not_touched() -> None:
     run(scenario)
 
 
+def test_more_partitions_than_there_is_state_for_are_refused() -> None:
+    """Whether one input topic was given more or all: customers lie elsewhere now, and nothing is touched."""
+
+    async def scenario(fleet: Fleet) -> None:
+        worker = fleet.worker()
+        await worker.assign(0)
+        before = fleet.store.peek().owner
+        ours = {TP(role, 0) for role in ROLES}
+        for grown in ({TP("purchases", 2)}, {TP(role, number) for role in ROLES for number in (1, 2)}):
+            ranges = {tp: LogRange(0, 0, None) for tp in ours | grown}
+            with pytest.raises(FleetMismatch, match=r"more than the 2 partitions.*segmenter repartition"):
+                await worker.shards.assigned(ranges)
+        assert fleet.store.peek().owner == before
+
+    run(scenario)
+
+
+def test_a_topic_that_was_deleted_is_named() -> None:
+    """A shard of which a topic is missing is not taken: there is nothing right to do without it."""
+
+    async def scenario(fleet: Fleet) -> None:
+        worker = fleet.worker()
+        left = {TP(role, 0): LogRange(0, 0, None) for role in ROLES if role != "purchases"}
+        with pytest.raises(FleetMismatch, match=r"partition 0 without that of purchases.*segmenter topics create"):
+            await worker.shards.assigned(left)
+        assert fleet.store.peek().owner is None
+
+    run(scenario)
+
+
 def test_a_store_that_was_lost_is_rebuilt_with_the_lapses_that_were_published() -> None:
     """Lapses that the clock had published are history too, although they are no records; later ones are not."""
 
@@ -905,5 +935,28 @@ def test_the_topics_may_have_any_names() -> None:
         worker.kafka.logs.update({tp: [] for tp in tps})
         await eventually(lambda: fleet.publisher.dead_letters)
         assert fleet.publisher.dead_letters[0]["topic"] == "shop.sales"
+
+    run(scenario)
+
+
+def test_what_a_worker_says_of_its_shards() -> None:
+    """Where each stands in the log and in time, and what of it is published."""
+
+    async def scenario(fleet: Fleet) -> None:
+        worker = fleet.worker()
+        await worker.assign(0, 1)
+        customer = fleet.customer(1)
+        fleet.kafka.produce([purchase(customer, "1", at(0))])
+        await worker.catch_up()
+        first, second = worker.shards.overview()
+        assert (first["shard"], first["customers"]) == (0, 0)
+        assert (second["shard"], second["customers"], second["policy_version"]) == (1, 1, 1)
+        assert (
+            second["offsets"] == second["end"] == second["published"] == {"signups": 0, "purchases": 1, "erasures": 0}
+        )
+        assert (second["waiting"], second["outbox"]) == (dict.fromkeys(ROLES, 0), 0)
+        assert second["time"] >= "2024"
+        await worker.assign(1)
+        assert [each["shard"] for each in worker.shards.overview()] == [1]
 
     run(scenario)

@@ -1,0 +1,131 @@
+"""The way to Redis: one server or, if it says that it is part of one, the whole cluster; in clear or over TLS."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+#: Either has the commands that the store uses.
+Client = redis.Redis | RedisCluster
+
+
+class Tls(NamedTuple):
+    """Files (PEM) for rediss://: the CA that signed the server's certificate, and a certificate of our own."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As redis-py wants them. A server whose certificate or name is not right is refused."""
+        return {
+            "ssl_cert_reqs": "required",
+            "ssl_check_hostname": True,
+            "ssl_ca_certs": _text(self.ca),
+            "ssl_certfile": _text(self.certificate),
+            "ssl_keyfile": _text(self.key),
+        }
+
+
+class Connection:
+    """Reaches Redis when it is first needed, and asks then whether this is a cluster."""
+
+    def __init__(self, url: str, timeout: float, tls: Tls) -> None:
+        self._url = url
+        self._options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        if url.startswith("rediss://"):
+            self._options |= tls.options()
+        self._single = redis.Redis.from_url(
+            url,
+            # A retried commit that had got through is refused as lost, which loads the shard again.
+            retry=_retry(),
+            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+            **self._options,
+        )
+        options = self._single.connection_pool.connection_kwargs
+        self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        self._client: Client | None = None
+        self._reaching = threading.Lock()
+
+    @property
+    def client(self) -> Client:
+        """The client. Raises what redis-py raises if Redis cannot be reached."""
+        if self._client is None:
+            with self._reaching:
+                self._client = self._client or self._reach()
+        return self._client
+
+    def _reach(self) -> Client:
+        if not self._is_cluster():
+            return self._single
+        # The cluster client words a refusal of this as if there were no cluster.
+        self._asked("CLUSTER SLOTS")
+        cluster = RedisCluster.from_url(
+            self._url,
+            retry=_retry(),
+            # Shards on the other masters go on when one is down.
+            require_full_coverage=False,
+            **self._options,
+        )
+        self._single.close()
+        return cluster
+
+    def _is_cluster(self) -> bool:
+        # HELLO, because every user may say it, whatever its permissions.
+        try:
+            answer = self._asked("HELLO")
+        except redis.ResponseError as error:
+            if "unknown command" in str(error):
+                return False
+            raise
+        if isinstance(answer, list):
+            answer = dict(zip(answer[::2], answer[1::2], strict=True))
+        return bool(answer.get(b"mode", answer.get("mode")) in (b"cluster", "cluster"))
+
+    def _asked(self, command: str) -> Any:
+        return self._single.execute_command(command)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._single.close()
+        if isinstance(self._client, RedisCluster):
+            # Closing it leaves the connections to the other servers open.
+            nodes = self._client.nodes_manager
+            for node in (*nodes.nodes_cache.values(), *nodes.startup_nodes.values()):
+                if node.redis_connection is not None:
+                    node.redis_connection.connection_pool.disconnect()
+            self._client.close()
+
+
+class Script:
+    """A Lua script, sent whole only where it is not known: to a new server, or to one that has been restarted."""
+
+    def __init__(self, connection: Connection, text: str) -> None:
+        self._connection = connection
+        self._text = text
+        self._digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def __call__(self, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
+        """Run it. In a cluster all keys must lie in one slot."""
+        client = self._connection.client
+        try:
+            return client.evalsha(self._digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return client.eval(self._text, len(keys), *keys, *args)
+
+
+def _retry() -> Retry:
+    return Retry(ExponentialBackoff(cap=0.5, base=0.05), 2)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
