@@ -40,6 +40,8 @@ _LAST_RETRY: Final = 5.0
 _STALE_RETRY: Final = 1.0
 #: How often a batch that waits for a lagging topic is looked at again, in seconds.
 _BLOCKED_POLL: Final = 0.02
+#: Commits that may wait for the broker before time moves more customers.
+_MOST_BEHIND: Final = 2
 #: Seconds between the timestamp a producer gives a record and its arrival at the broker, at most.
 _PRODUCER_DELAY: Final = 0.5
 
@@ -164,7 +166,7 @@ class ShardRunner:
 
     async def _rest(self) -> None:
         """Wait for records, or for the next look at the deadlines."""
-        blocked = self._blocked_since is not None or self._awaiting_since is not None
+        blocked = self._blocked_since is not None or self._awaiting_since is not None or self._behind
         pause = _BLOCKED_POLL if blocked else self._settings.tick_every
         try:
             await asyncio.wait_for(self._work.wait(), pause)
@@ -185,6 +187,8 @@ class ShardRunner:
             return await self._stop_time(taken.instant)
         if taken is not None:
             self._blocked_since, self._overdue = None, False
+        elif self._behind:
+            return False
         elif await self._settle():
             return True
         elif self._inbox.roles:
@@ -198,12 +202,22 @@ class ShardRunner:
         await self._fold(taken)
         return True
 
+    @property
+    def _behind(self) -> bool:
+        """Whether time must wait for the broker: what live events cause would come after all that time has caused."""
+        return self.outbox.pending > _MOST_BEHIND
+
+    @property
+    def _slice(self) -> int:
+        """Customers whom time alone may move in one commit: few beside live events while the broker is behind."""
+        return max(1, self._settings.batch_size // (50 if self._behind else 5))
+
     async def _settle(self) -> bool:
         """Apply a slice of what is already due, as after new cut-offs or another policy. Returns whether any was."""
         processor = self.processor
         if processor.time == NEVER:
             return False
-        step = processor.advance(processor.time, most=self._settings.batch_size)
+        step = processor.advance(processor.time, most=self._slice)
         if step is None:
             return False
         await self._take_over(step)
@@ -217,7 +231,7 @@ class ShardRunner:
         """
         activations, partitions = self.processor.activations, self.processor.shard.partitions
         known = activations.latest
-        step = self.processor.stop(target, most=self._settings.batch_size)
+        step = self.processor.stop(target, most=self._slice)
         if step is not None:
             self._awaiting_since = None
             await self._take_over(step)
@@ -311,7 +325,7 @@ class ShardRunner:
 
     async def _fold(self, batch: Batch) -> None:
         began = time.perf_counter()
-        step = self.processor.fold(batch.events, batch.refusals, batch.ranges, self._settings.batch_size)
+        step = self.processor.fold(batch.events, batch.refusals, batch.ranges, self._slice)
         await self._commit(step)
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
@@ -332,7 +346,7 @@ class ShardRunner:
         instant = int(min(at for at in polled if at is not None) * SECOND)
         if self.processor.stop_at <= instant:
             return await self._stop_time(instant)
-        step = self.processor.advance(instant, most=self._settings.batch_size)
+        step = self.processor.advance(instant, most=self._slice)
         if step is None:
             return False
         await self._take_over(step)
