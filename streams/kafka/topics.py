@@ -14,6 +14,8 @@ from streams.security import Refusals, admin_options, client_options
 from streams.settings import Settings
 
 _FOREVER: Final = "-1"
+#: Seconds.
+_LOOK_EVERY: Final = 0.05
 #: Seconds in which librdkafka tells why a connection failed.
 _HEARD_WITHIN: Final = 0.2
 
@@ -135,7 +137,20 @@ def create(settings: Settings, partitions: int, replication: int) -> list[tuple[
     missing = [each for each in wanted if not counts[each.name]]
     if missing:
         _create(settings, missing, replication)
+        _await(settings, [each.name for each in missing])
     return [(each.name, each in missing) for each in wanted]
+
+
+def _await(settings: Settings, topics: list[str]) -> None:
+    """Wait until the broker shows what it has created, so that a worker may be started at once."""
+    deadline = time.monotonic() + settings.start_within
+    while not all(partitions_by_topic(settings, topics).values()):
+        if time.monotonic() > deadline:
+            raise ServiceUnavailable(
+                f"Kafka at {settings.broker} has created the topics, and does not show them within "
+                f"{settings.start_within:g} s; look at its log"
+            )
+        time.sleep(_LOOK_EVERY)
 
 
 def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> None:

@@ -235,7 +235,8 @@ class Run:
 
     def settled(self) -> bool:
         """Everything produced so far is in the state, and everything to say has been said."""
-        return self._reached(dict(self.production.sent)) is not None and self.state.unpublished() == 0
+        everything = self._reached(dict(self.production.sent)) is not None and not self.state.overdue()
+        return everything and self.state.unpublished() == 0
 
     # recovery
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import redis
 
+from tests.support.commands import ZYGOTES
 from tests.support.real_kafka import RealKafka
 from tests.support.real_redis import RealRedis
+from tests.support.zygote import Zygote
 
 #: Lets workers have sessions of two seconds, so that runs are short.
 KAFKA = {"group.min.session.timeout.ms": "1000"}
@@ -38,6 +40,9 @@ class Shared:
         self._servers: Servers | None = None
 
     def __enter__(self) -> "Shared":
+        zygote = self._stack.enter_context(Zygote())
+        ZYGOTES.append(zygote)
+        self._stack.callback(ZYGOTES.remove, zygote)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from streams.embedded.server import OwnedProcess
+from tests.support.zygote import Forked, Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 SEGMENTER = (sys.executable, "-m", "streams.cli")
@@ -27,6 +28,8 @@ WORKER = (*SEGMENTER, "worker")
 #: Any free port for HTTP, so that tests do not meet, and failover as quick as Kafka's default allows.
 TEST_SETTINGS = {"SEGMENTER_SESSION_TIMEOUT": "6", "SEGMENTER_HTTP_PORT": "0"}
 READY_WITHIN = 60.0
+#: While there is one, workers are forked from it.
+ZYGOTES: list[Zygote] = []
 
 
 def eventually(condition: Callable[[], object], within: float, what: str) -> None:
@@ -73,13 +76,16 @@ class Running:
         self._log = folder / f"{name}.log"
         self._settings = settings
         self._command = command
-        self._process: OwnedProcess | None = None
+        self._process: OwnedProcess | Forked | None = None
 
     def start(self) -> Self:
         """Start it, after its end again."""
+        ours = environment(self._settings)
+        if ZYGOTES and self._command == WORKER and not {"LD_PRELOAD", "PYTHONPATH"} & set(self._settings):
+            self._process = ZYGOTES[-1].fork(("worker",), ours, self._log)
+            return self
         env = shutil.which("env")
         assert env is not None
-        ours = environment(self._settings)
         dropped = [f"--unset={name}" for name in os.environ if name not in ours]
         settings = [f"{name}={value}" for name, value in ours.items() if os.environ.get(name) != value]
         self._process = OwnedProcess((env, *dropped, *settings, *self._command), self._log)
@@ -96,7 +102,7 @@ class Running:
             self._process.kill()
 
     @property
-    def process(self) -> OwnedProcess:
+    def process(self) -> OwnedProcess | Forked:
         assert self._process is not None, "start it first"
         return self._process
 

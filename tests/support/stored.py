@@ -66,7 +66,12 @@ class Stored:
 
     def settled(self, topics: Topics) -> bool:
         """Everything produced is in the state, and everything to say has been said."""
-        return self.behind(topics) == 0 and self.unpublished() == 0
+        return self.behind(topics) == 0 and not self.overdue() and self.unpublished() == 0
+
+    def overdue(self) -> bool:
+        """Whether deadlines that time has passed are still to be applied: many are, in slices."""
+        fields = [self._hash(shard, "shard") for shard in range(self._partitions)]
+        return any(int(each.get(b"settled", 0)) < int(each.get(b"time", 0)) for each in fields)
 
 
 @contextmanager
