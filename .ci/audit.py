@@ -1,14 +1,20 @@
-"""pip-audit over requirements.lock, in one sentence: a known vulnerability fails, a database out of reach does not."""
+"""pip-audit over requirements.lock, in one sentence: a known vulnerability fails, a database out of reach does not.
+
+Nor does it help that pip-audit is not there or cannot read the lock: that fails, too.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 WITHIN = 60.0
+#: What it says when not the database is the reason, but something here.
+OURS = re.compile(r"No module named pip_audit|^usage: |^ERROR:pip_audit\._cli:.*requirement", re.MULTILINE)
 
 
 def judged(report: str, said: str) -> tuple[int, str]:
@@ -17,6 +23,8 @@ def judged(report: str, said: str) -> tuple[int, str]:
         packages = json.loads(report)["dependencies"]
     except (ValueError, KeyError, TypeError):
         reason = (said.strip().splitlines() or ["it said nothing"])[-1]
+        if OURS.search(said):
+            return 1, f"pip-audit could not be run: {reason[:200]}"
         return 0, f"pip-audit: NOT AUDITED, the database of vulnerabilities could not be asked: {reason[:200]}"
     found = [
         f"  {package['name']} {package['version']}: {each['id']}, fixed in {', '.join(each['fix_versions']) or '–'}"

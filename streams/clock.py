@@ -37,6 +37,7 @@ class SteadyClock:
         self._steady = steady
         self._offset = wall() - steady()
         self._stepped_at: float | None = None
+        self._step = 0.0
 
     def now(self) -> float:
         """The present as Unix seconds."""
@@ -48,8 +49,8 @@ class SteadyClock:
         if abs(step) < _SLEWED:
             self._offset += step
             self._stepped_at = None
-        elif self._stepped_at is None:
-            self._stepped_at = steady
+        elif self._stepped_at is None or abs(step - self._step) >= _SLEWED:
+            self._stepped_at, self._step = steady, step
             log.warning(
                 "the machine's clock was set by %+.1f s; going on without that step, which is followed if it is still "
                 "there in %d s",
@@ -66,6 +67,11 @@ class SteadyClock:
     def instant(self) -> int:
         """The present in microseconds."""
         return int(self.now() * SECOND)
+
+    def latest(self) -> int:
+        """The present in microseconds by this clock or by the machine's, whichever is later."""
+        wall = self._wall()
+        return int(max(wall, self._look(wall)) * SECOND)
 
     def noted(self, wall: float) -> float:
         """A moment of the recent past that was noted by the wall clock (Unix seconds), by this clock."""

@@ -71,7 +71,7 @@ CONSUMER_LAG = Gauge(
 )
 REWINDS = Counter(
     "segmenter_rewinds_total",
-    "Assignments at which the store was behind Kafka's commit, so that records were read again.",
+    "Assignments at which the store was behind Kafka's commit, so that records were read again; no rebuilds.",
 )
 REFUSED_COMMITS = Counter(
     "segmenter_refused_commits_total",

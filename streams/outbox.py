@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -47,6 +48,9 @@ class Outbox:
         self._task: asyncio.Task[None] | None = None
         #: Commits whose messages the broker has not acknowledged yet.
         self.pending = 0
+        #: When the broker last acknowledged something (monotonic seconds).
+        self.last_progress = time.monotonic()
+        #: What may have been published and has not been removed by us.
         self._unremoved: list[OutboxEntry] = []
         #: For each topic, the offset below which every change has been acknowledged by the broker.
         self.published: dict[Role, int] = {}
@@ -59,7 +63,9 @@ class Outbox:
         self.published = {}
         self.published_time = NEVER
         self.pending = 0
-        self._unremoved = []
+        # What is there still is published again. What another has removed may have been sent by us after it.
+        there = {entry.id for entry in header.entries}
+        self._unremoved = [entry for entry in self._unremoved if entry.id not in there]
         for entry in header.entries:
             self._queue.put_nowait(_Item(entry, {}, NEVER, None))
         settled = header.time if header.settled is None else header.settled
@@ -91,16 +97,19 @@ class Outbox:
         return self._task.exception()
 
     async def _run(self) -> None:
+        if self._unremoved:
+            await self._acknowledge()
         while True:
             items = [await self._queue.get()]
             while len(items) < _AT_ONCE and not self._queue.empty():
                 items.append(self._queue.get_nowait())
             entries = [item.entry for item in items if item.entry is not None]
             if entries:
+                self._unremoved += entries
                 await self._publisher.publish(entries)
                 failpoints.reached("before-acknowledge")
-                await self._acknowledge(entries)
-            now = CLOCK.now()
+                await self._acknowledge()
+            now, self.last_progress = CLOCK.now(), time.monotonic()
             for item in items:
                 self.published.update(item.offsets)
                 self.published_time = max(self.published_time, item.time)
@@ -113,9 +122,8 @@ class Outbox:
         self.pending += more
         metrics.OUTBOX_PENDING.labels(str(self._shard)).set(self.pending)
 
-    async def _acknowledge(self, entries: list[OutboxEntry]) -> None:
+    async def _acknowledge(self) -> None:
         """Remove published entries; what cannot be removed now is removed with those of the next commit."""
-        self._unremoved += entries
         try:
             ids = [entry.id for entry in self._unremoved]
             if await asyncio.to_thread(self._store.acknowledge, self._shard, ids) < len(ids):

@@ -58,6 +58,10 @@ class StateStore(Protocol):
         """One packed row, or None."""
         ...
 
+    def rows_of(self, shard: int, customers: Sequence[str]) -> list[tuple[str, bytes]]:
+        """The packed rows of those customers who are there."""
+        ...
+
     def segments(self, shard: int) -> Mapping[str, Count]:
         """Size of each segment by ``dimension:label``."""
         ...
@@ -123,7 +127,10 @@ class StateStore(Protocol):
 
 
 class Upkeep(StateStore, Protocol):
-    """A StateStore that an operator has rebuilt."""
+    """A StateStore that an operator has rebuilt, or moved to more partitions.
+
+    While customers are moved, every shard belongs to whoever moves them: raises StaleOwner for anybody else.
+    """
 
     def begin_rebuild(self, name: str, *, again: bool = False) -> str:
         """Say that a rebuild is under way. Returns the name of one that has not ended, if there is, unless again."""
@@ -139,6 +146,22 @@ class Upkeep(StateStore, Protocol):
         What waits in the outbox stays. Returns False, and does nothing, while not all has been told that is due, or the
         shard has not taken the activation ``policy`` yet.
         """
+        ...
+
+    def claim(self, shard: int, token: str) -> None:
+        """Become the one who may move customers from and to the shard; whoever owned it is refused."""
+        ...
+
+    def spread(self, source: int, shards: Sequence[int], lineage: str, token: str) -> None:
+        """Give new shards what they need of the shard from which their customers come, but for the customers."""
+        ...
+
+    def put_rows(self, shard: int, rows: Sequence[tuple[str, bytes]], token: str) -> None:
+        """Write packed rows."""
+        ...
+
+    def remove_rows(self, shard: int, customers: Sequence[str], token: str) -> None:
+        """Remove rows."""
         ...
 
 

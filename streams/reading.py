@@ -35,15 +35,16 @@ class Seam:
     """
 
     def __init__(self, offsets: Mapping[Role, int], until: Mapping[Role, int]) -> None:
-        self._until = {role: end for role, end in until.items() if offsets.get(role, 0) < end}
-        self._ends = dict(until) if self._until else {}
+        #: Where each topic was of which something below has not been folded yet.
+        self.until = {role: end for role, end in until.items() if offsets.get(role, 0) < end}
+        self._ends = dict(until) if self.until else {}
         self._admitted = dict(offsets)
         self._held: list[Fetch] = []
 
     @property
     def open(self) -> bool:
         """Whether there is anything yet to fold below it."""
-        return bool(self._until)
+        return bool(self.until)
 
     def below(self, fetch: Fetch) -> Fetch | None:
         """What may be folded now of a fetch; the rest is held back."""
@@ -70,12 +71,12 @@ class Seam:
 
     def folded(self, ranges: Mapping[Role, Range]) -> list[Fetch]:
         """Take notice of what has been folded. Returns what was held back, once nothing is left below."""
-        if not self._until:
+        if not self.until:
             return []
         for role, covered in ranges.items():
-            if covered.end >= self._until.get(role, covered.end + 1):
-                del self._until[role]
-        if self._until:
+            if covered.end >= self.until.get(role, covered.end + 1):
+                del self.until[role]
+        if self.until:
             return []
         self._ends = {}
         released, self._held = self._held, []

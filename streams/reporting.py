@@ -66,11 +66,13 @@ class Report:
                 metrics.EVENTS.labels(topics[role], "used").inc(used)
             if refused[role]:
                 metrics.EVENTS.labels(topics[role], "refused").inc(refused[role])
-        for code, count in Counter(each.code for each in refusals).items():
+        # Of a shard that is rebuilt, those that were not told before.
+        letters = () if step.commit.entry is None else step.commit.entry.dead_letters
+        for code, count in Counter(each["code"] for each in letters).items():
             metrics.DEAD_LETTERS.labels(code).inc(count)
-            first = next(each for each in refusals if each.code == code)
+            first = next(each for each in letters if each["code"] == code)
             log.warning(
                 "%d records refused as %s, the first on %s at offset %d: %s",
-                *(count, code, topics[first.role], first.record.offset, first.reason),
+                *(count, code, first["topic"], first["offset"], first["reason"]),
                 extra={"action": "refused", "code": code, "records": count},
             )

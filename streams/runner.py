@@ -138,13 +138,14 @@ class ShardRunner:
             self._put(fetch)
 
     def _put(self, fetch: Fetch) -> None:
-        latest = FOREVER if self.processor.clock is Clock.EVENT else CLOCK.instant() + self._skew
+        # A clock that has just been set right must not have good records refused.
+        latest = FOREVER if self.processor.clock is Clock.EVENT else CLOCK.latest() + self._skew
         self._inbox.put(fetch.role, fetch.covered, *self.processor.read(fetch.role, fetch.records, latest))
         self._work.set()
 
     def rewound(self) -> None:
         """The shard has been taken away, to be read from the beginning."""
-        self._fail(StaleOwner("it is to be rebuilt, and has been taken away"))
+        self._fail(Recoverable("it is to be rebuilt, and has been taken away"))
 
     def _fail(self, error: Recoverable) -> None:
         self._failure = error
@@ -188,6 +189,7 @@ class ShardRunner:
         if taken is not None:
             self._blocked_since, self._overdue = None, False
         elif self._behind:
+            self.last_progress = max(self.last_progress, self.outbox.last_progress)
             return False
         elif await self._settle():
             return True
@@ -337,8 +339,10 @@ class ShardRunner:
 
     async def _pass_time(self) -> bool:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
+        if self._seam.open:
+            return self._pass_gaps()
         polled = [self._drained(role, self._next[role]) for role in ROLES]
-        if self._seam.open or any(at is None for at in polled):
+        if any(at is None for at in polled):
             return False
         self.last_progress = time.monotonic()
         if self.processor.clock is Clock.EVENT:
@@ -351,6 +355,14 @@ class ShardRunner:
             return False
         await self._take_over(step)
         return True
+
+    def _pass_gaps(self) -> bool:
+        """What is left of a topic that is all read, below where the shard was, are no records. Returns if any is."""
+        ends = [(role, end) for role, end in self._seam.until.items() if self._next[role] < end]
+        left = [(role, end) for role, end in ends if self._drained(role, self._next[role]) is not None]
+        for role, end in left:
+            self.fetched(role, Range(self._next[role], end), ())
+        return bool(left)
 
     async def _commit(self, step: Step) -> None:
         began = time.perf_counter()

@@ -6,6 +6,7 @@ Each field is the environment variable SEGMENTER_<NAME> and the option --<name> 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -154,6 +155,9 @@ class Settings(BaseSettings):
         try:
             parts = urlsplit(url)
             usable = parts.port != 0 and not parts.fragment
+            if parts.scheme != "unix":
+                # Else a password with a slash would be taken for an address, and shown.
+                usable = usable and not parts.query and re.fullmatch("(/[0-9]{0,9})?", parts.path) is not None
         except ValueError:
             usable = False
         if not usable:

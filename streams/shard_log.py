@@ -245,7 +245,8 @@ class Folder:
     ``taken`` gets every step after its commit, with the records that it folded, if any. ``awaiting`` is called when
     cut-offs are not there that a shard waits for; by default it goes on without, as a worker does in the end.
     ``ahead`` are records that a worker refused because of its wall clock, as nobody can find out again. ``latest``
-    says what the last instant is that a record's own timestamp may bear.
+    says what the last instant is that a record's own timestamp may bear. Time moves at most ``most`` customers in one
+    commit.
     """
 
     def __init__(
@@ -260,6 +261,7 @@ class Folder:
         ahead: Collection[tuple[Role, int]] = (),
         latest: Callable[[], int] = lambda: FOREVER,
         batch_size: int = 5_000,
+        most: int | None = None,
     ) -> None:
         self.processor: Final = processor
         self._log = log
@@ -269,6 +271,7 @@ class Folder:
         self._ahead = ahead
         self._latest = latest
         self._batch_size = batch_size
+        self._most = most
         self._inbox = Inbox(processor.clock)
         self._readers: dict[Role, Reader] = {}
         self._next: dict[Role, int] = {}
@@ -295,7 +298,7 @@ class Folder:
             if isinstance(found, Beyond):
                 self._stop(found.instant)
             elif found is not None:
-                self._commit(self.processor.fold(found.events, found.refusals, found.ranges), found)
+                self._commit(self.processor.fold(found.events, found.refusals, found.ranges, self._most), found)
             elif undrained:
                 self._fetch(min(undrained, key=lambda role: (self._inbox.size(role), ROLES.index(role))), ends)
             else:
@@ -336,7 +339,7 @@ class Folder:
             self._upcoming.reveal()
             self.follow()
             return
-        step = self.processor.stop(target)
+        step = self.processor.stop(target, self._most)
         if step is None:
             self._awaiting()
         else:
@@ -352,7 +355,7 @@ class Folder:
             self._advance(self.processor.time)
 
     def _advance(self, instant: int) -> None:
-        while instant != NEVER and (step := self.processor.advance(instant)) is not None:
+        while instant != NEVER and (step := self.processor.advance(instant, self._most)) is not None:
             self._commit(step, None)
 
     def _commit(self, step: Step, batch: Batch | None) -> None:

@@ -168,7 +168,9 @@ class Shards:
         history: dict[Role, int] = {}
         for role, kept in logs.items():
             offsets[role], history[role] = start_of(self._tp(shard, role), kept, stored.offsets.get(role))
-        if any((kept.committed or 0) > offsets[role] for role, kept in logs.items()):
+        # What is read again because it was told to be is no loss.
+        stands = {role: max(offset, stored.silence.offsets.get(role, 0)) for role, offset in offsets.items()}
+        if any((kept.committed or 0) > stands[role] for role, kept in logs.items()):
             metrics.REWINDS.inc()
             log.warning("shard %d: the store is behind Kafka's commit; reading again from the store's offsets", shard)
         told_until = max(kept.told_until for kept in logs.values())

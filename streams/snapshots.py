@@ -15,10 +15,13 @@ from typing import NamedTuple
 import orjson
 
 from models.instants import format_instant
+from models.partitioner import partition_of
 from models.rows import unpack
 from streams.commit import OutboxEntry
 from streams.customers import described
+from streams.errors import StoreUnavailable
 from streams.ports import Publisher, StateStore
+from streams.silence import is_silent
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +35,12 @@ class Stored(NamedTuple):
 
 def stored_snapshots(store: StateStore, shard: int, customers: Collection[str]) -> dict[str, Stored]:
     """The snapshots as the store has them now. Raises StateError, StoreUnavailable."""
-    rows = [(customer, row) for customer in customers if (row := store.row(shard, customer)) is not None]
+    rows = store.rows_of(shard, list(customers))
     header = store.header(shard)
+    if header.time is None or is_silent(header.silence, header.offsets, header.time):
+        # Whoever is not there may yet come, and what is there is of the past.
+        raise StoreUnavailable(f"shard {shard} is being built again; its snapshots are looked at later")
     found = dict.fromkeys(customers, Stored(0, None))
-    if not rows or header.time is None:
-        return found
     version, as_of = store.activation(header.activation).policy_version, format_instant(header.time)
     for group in unpack(rows, header.layouts):
         sequences = group.head["sequence"].tolist()
@@ -54,6 +58,19 @@ def stored_snapshots(store: StateStore, shard: int, customers: Collection[str]) 
     return found
 
 
+def _present(store: StateStore, shard: int, customers: Collection[str]) -> dict[str, Stored]:
+    """The same, wherever the customers are now: a worker may sleep through a repartition."""
+    partitions = store.partitions()
+    homes: dict[int, list[str]] = {}
+    for customer in customers:
+        home = shard if partitions is None else partition_of(customer.encode(), partitions)
+        homes.setdefault(home, []).append(customer)
+    found: dict[str, Stored] = {}
+    for home, names in homes.items():
+        found |= stored_snapshots(store, home, names)
+    return found
+
+
 async def put_right(store: StateStore, publisher: Publisher, shard: int, entries: Collection[OutboxEntry]) -> None:
     """Publish the stored snapshots of everybody in ``entries``, until what was published is what is stored.
 
@@ -62,7 +79,7 @@ async def put_right(store: StateStore, publisher: Publisher, shard: int, entries
     customers = {name for entry in entries for name in (*entry.wire.customers, *entry.forgotten)}
     published: dict[str, int] = {}
     while True:
-        present = await asyncio.to_thread(stored_snapshots, store, shard, customers)
+        present = await asyncio.to_thread(_present, store, shard, customers)
         differing = {name: each for name, each in present.items() if published.get(name) != each.sequence}
         if not differing:
             return

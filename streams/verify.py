@@ -84,6 +84,8 @@ class Audit:
             )
         elif is_silent(header.silence, header.offsets, NEVER if header.time is None else header.time):
             report.unverified = "it is being rebuilt; verify it when that is done"
+        elif header.time is None and any(self.log.bounds(topic, number)[1] for topic in shard.topics.values()):
+            report.unverified = "nothing of it is stored, and its topics have had records; start a worker"
         if header.time is None or report.unverified:
             return report
         try:
@@ -96,6 +98,7 @@ class Audit:
             again.compare()
         except OffsetGap as error:
             report.unverified = str(error)
+            report.findings.clear()
         finally:
             again.close()
         if lost and report.findings:
@@ -153,7 +156,7 @@ class _Shard:
         while True:
             moment = self._moment(cursor)
             if moment.header.time is None:
-                return
+                raise OffsetGap("the shard was emptied while it was compared; try again")
             self._compare_rows(moment)
             cursor = moment.cursor
             if not cursor:
@@ -186,9 +189,9 @@ class _Shard:
         else:
             if not self._unsettled:
                 self._unsettled = True
-                self._report.notes.append(
-                    f"shard {number}: deadlines that are due have not been applied for {_LOOKS * _PAUSE:g} s, so "
-                    "labels and changes are not compared; start a worker"
+                self._report.unverified = (
+                    f"deadlines that are due have not been applied for {_LOOKS * _PAUSE:g} s, so labels and changes "
+                    "are not compared; start a worker, or wait until it has caught up"
                 )
         self._again.go_to(moment.header)
         self._see_policies(moment.header)
@@ -312,6 +315,12 @@ class _Shard:
     def _compare_letters(self, refused: Sequence[tuple[Role, int]], moment: Moment) -> None:
         shard, report, letters = self._shard, self._report, self._last
         report.letters = len(letters.codes)
+        if letters.kept_since is not None:
+            topic, since = self._audit.outputs.dead_letters, since_text(letters.kept_since)
+            report.notes.append(f"{topic} is kept since {since}: earlier letters are not compared")
+        refused_ahead = {place for place, code in letters.codes.items() if code == "recorded_ahead"}
+        if len(refused_ahead) > len(self._ahead):
+            raise OffsetGap("a worker's clock has refused records while they were compared; try again")
         for topic, offset in missing_letters(letters, refused, moment.header.entries, shard):
             sentence = f"{topic}/{shard.number}@{offset} cannot be used, and there is no dead letter of it"
             report.findings.append(Finding(shard.number, "dead_letter", None, sentence))
@@ -350,7 +359,8 @@ class _Shard:
 
     def _explain(self, compared: Compared | None) -> list[Finding]:
         """Why what differs does, from another computation that looks at these customers alone."""
-        who = {xxh3_64_intdigest(customer.encode()): customer for customer in self._suspects}
+        suspects = sorted(self._suspects, key=lambda customer: self._suspects[customer].doubtful)
+        who = {xxh3_64_intdigest(customer.encode()): customer for customer in suspects}
         if compared is not None:
             for each in (compared.lost_who, compared.never_who, compared.disordered):
                 who |= {int(one): who.get(int(one), "") for one in each.tolist()}
@@ -366,6 +376,8 @@ class _Shard:
             suspects=self._suspects, compared=compared, ahead=self._ahead, policies=self._policies,
         )  # fmt: skip
         self._report.notes += explained.notes
+        if len(who) > _SUSPECTS and not explained.found:
+            self._report.unverified = f"{len(who)} customers differ, too many to say of each whether it is right"
         return [self._finding(customer, each) for customer, each in explained.found]
 
     def _finding(self, customer: str, each: Explained) -> Finding:

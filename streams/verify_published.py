@@ -26,6 +26,9 @@ from streams.processor import BatchProcessor, Shard
 from streams.recomputed import ID, Ledger
 from streams.shard_log import Log
 
+#: What is read of a change.
+_TEXTS: Final = ("change_id", "customer_id", "dimension", "cause", "effective_at")
+_TEXTS_OR_NULL: Final = ("from", "to", "event_id")
 #: Milliseconds to microseconds.
 _MS: Final = 1000
 
@@ -94,33 +97,47 @@ class Published:
         return np.sort(np.unique(self.ids, return_index=True)[1])
 
 
+def _change(value: bytes | None) -> Mapping[str, Any] | None:
+    """A change, None if it is none: whatever is read of it is there, and is what it must be."""
+    try:
+        change: Mapping[str, Any] = orjson.loads(value or b"")
+        known = (
+            all(isinstance(change[name], str) for name in _TEXTS)
+            and all(isinstance(change[name], str | None) for name in _TEXTS_OR_NULL)
+            and isinstance(change["segments"], dict)
+            and type(change["sequence"]) is int
+            and 0 <= change["sequence"] < 2**63
+            and len(change["change_id"]) == 2 * len(bytes.fromhex(change["change_id"])) == 2 * ID.itemsize
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return change if known else None
+
+
 def published(log: Log, parts: Sequence[Part], shard: Shard) -> Published:
     """Read a shard's changes."""
-    ids: list[bytes] = []
-    columns: list[tuple[int, int, bool, int]] = []
     found = Published()
+    # As arrays at once: as Python's objects they would be many times as large.
+    columns: list[list[NDArray[Any]]] = [[found.ids], [found.who], [found.sequence], [found.ends], [found.part]]
     for part in parts:
         oldest: int | None = None
         for records in _ours(log, part, shard):
+            ids, rows = list[bytes](), list[tuple[int, int, bool]]()
             for record in records:
                 oldest = record.timestamp if oldest is None else oldest
-                try:
-                    change = orjson.loads(record.value or b"")
-                    gone = change["cause"] == "erasure" and not any(change["segments"].values())
-                    who = xxh3_64_intdigest(change["customer_id"].encode())
-                    columns.append((who, change["sequence"], gone, part.partition))
-                    ids.append(bytes.fromhex(change["change_id"]))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                change = _change(record.value)
+                if change is None:
                     found.foreign.append(f"{part.topic}/{part.partition}@{record.offset}")
-                    del columns[len(ids) :]
+                    continue
+                gone = change["cause"] == "erasure" and not any(change["segments"].values())
+                ids.append(bytes.fromhex(change["change_id"]))
+                rows.append((xxh3_64_intdigest(change["customer_id"].encode()), change["sequence"], gone))
+            made: list[list[Any]] = [ids, *([row[i] for row in rows] for i in range(3)), [part.partition] * len(ids)]
+            for column, new in zip(columns, made, strict=True):
+                column.append(np.array(new, dtype=column[0].dtype))
         if part.first:
             found.kept_since = max(found.kept_since or 0, oldest or 0)
-    if ids:
-        found.ids = np.array(ids, dtype=ID)
-        found.who = np.array([each[0] for each in columns], dtype=np.uint64)
-        found.sequence = np.array([each[1] for each in columns], dtype=np.int64)
-        found.ends = np.array([each[2] for each in columns], dtype=np.bool_)
-        found.part = np.array([each[3] for each in columns], dtype=np.int64)
+    found.ids, found.who, found.sequence, found.ends, found.part = map(np.concatenate, columns)
     return found
 
 
@@ -189,11 +206,10 @@ def changes_of(log: Log, parts: Sequence[Part], shard: Shard, who: frozenset[int
     for part in parts:
         for records in _ours(log, part, shard):
             for record in records:
-                try:
-                    change = orjson.loads(record.value or b"")
-                    customer, ident = change["customer_id"], change["change_id"]
-                except (ValueError, KeyError, TypeError):
+                change = _change(record.value)
+                if change is None:
                     continue
+                customer, ident = change["customer_id"], change["change_id"]
                 if xxh3_64_intdigest(customer.encode()) in who and ident not in ids:
                     ids.add(ident)
                     where = f"{part.topic}/{part.partition}@{record.offset}"
@@ -251,6 +267,8 @@ def _wrong(processor: BatchProcessor, row: int, value: bytes) -> str:
         snapshot = orjson.loads(value)
         segments, sequence = snapshot["segments"], snapshot["sequence"]
     except (ValueError, KeyError, TypeError):
+        return "cannot be read"
+    if not isinstance(segments, dict):
         return "cannot be read"
     if sequence != int(table.sequence[row]):
         return f"is of change {sequence}, the last is {int(table.sequence[row])}"

@@ -29,6 +29,7 @@ def rebuild(yes: bool, restart: bool, no_wait: bool, **given: Any) -> None:
     Changes that were published are not published again; what happens meanwhile is published afterwards. To run it
     again while a rebuild is under way goes on with that one.
     """
+    from streams.kafka.topics import cluster_id
     from streams.rebuild import Estimate, done
     from streams.store.opened import open_upkeep
 
@@ -38,6 +39,7 @@ def rebuild(yes: bool, restart: bool, no_wait: bool, **given: Any) -> None:
         partitions = store.partitions()
         if partitions is None:
             raise ConfigurationError(f"namespace {settings.namespace!r} holds no state; there is nothing to rebuild")
+        store.require_own(cluster_id(settings))
         _require_whole_history(settings, partitions, store.lineage())
         name = store.rebuilding()
         if name is None or restart:

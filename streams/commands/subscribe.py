@@ -47,9 +47,11 @@ def read_topic(settings: Settings, topic: str, *, from_beginning: bool, follow: 
         open_ones = {p.partition for p in starts if follow or p.offset < ends[p.partition]}
         consumer.assign(starts)
         while open_ones:
-            message = consumer.poll(0.5)
-            if message is None:
+            message = consumer.poll(0.5 if follow else within)
+            if message is None and follow:
                 continue
+            if message is None:
+                raise ServiceUnavailable(f"Kafka at {servers} did not answer within {within:g} s")
             partition = message.partition()
             error = message.error()
             if error is None:

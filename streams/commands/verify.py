@@ -147,4 +147,5 @@ def _print(reports: list[ShardReport], most: int) -> None:
     if findings:
         click.echo(f"{len(findings)} differences were found.")
     elif whole:
-        click.echo("What is stored and what was published is what follows from the topics.")
+        but = ", but for what the notes say" if any(report.notes for report in reports) else ""
+        click.echo(f"What is stored and what was published is what follows from the topics{but}.")

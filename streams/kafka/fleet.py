@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streams.errors import ServiceUnavailable
-from streams.security import client_options
+from streams.kafka.commits import Told
+from streams.security import admin_options, client_options
 from streams.settings import Settings
 
 _WITHIN: Final = 30.0
@@ -41,15 +42,42 @@ def add_partitions(settings: Settings, topics: Iterable[str], partitions: int) -
         raise _unavailable(settings, f"give the input topics {partitions} partitions", error) from None
 
 
-def commit(settings: Settings, offsets: Mapping[tuple[str, int], int], metadata: str) -> None:
+def committed(settings: Settings, partitions: int) -> dict[tuple[str, int], tuple[int | None, Told]]:
+    """The group's commit of each input topic's partitions, None if there is none. Raises ServiceUnavailable."""
+    # Not with librdkafka's client, which reads beyond the end of a commit's metadata.
+    from kafka import TopicPartition as Place
+    from kafka.admin import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    places = [Place(topic, each) for topic in settings.topics.values() for each in range(partitions)]
+    admin: Any = None
+    try:
+        admin = KafkaAdminClient(**admin_options(settings), bootstrap_timeout_ms=int(settings.start_within * 1000))
+        stored = admin.list_group_offsets({settings.group: places})[settings.group]
+    except KafkaError as error:
+        raise ServiceUnavailable(f"Kafka at {settings.broker} did not say how far the group is: {error}") from None
+    finally:
+        if admin is not None:
+            admin.close()
+    found: dict[tuple[str, int], tuple[int | None, Told]] = {}
+    for place in places:
+        commit = stored.get(place)
+        known = commit is not None and commit.offset >= 0
+        found[place.topic, place.partition] = (commit.offset, Told.parse(commit.metadata)) if known else (None, Told())
+    return found
+
+
+def commit(settings: Settings, commits: Mapping[tuple[str, int], tuple[int, Told]]) -> None:
     """Commit offsets of topics' partitions for the group, which must have no member. Raises ServiceUnavailable."""
     consumer = Consumer({**client_options(settings), "group.id": settings.group, "enable.auto.commit": False})
     try:
         places = [
-            TopicPartition(topic, partition, offset, metadata=metadata)
-            for (topic, partition), offset in offsets.items()
+            TopicPartition(topic, partition, offset, metadata=told.text())
+            for (topic, partition), (offset, told) in commits.items()
         ]
-        consumer.commit(offsets=places, asynchronous=False)
+        for place in consumer.commit(offsets=places, asynchronous=False) or ():
+            if place.error is not None:
+                raise KafkaException(place.error)
     except KafkaException as error:
         raise _unavailable(settings, "take the offsets of the group", error) from None
     finally:

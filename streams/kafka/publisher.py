@@ -26,6 +26,8 @@ _FIRST: Final = 0
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
+#: confluent-kafka turns the flag round: with True it does not wait for librdkafka's threads, which takes milliseconds.
+_WAIT_FOR_PURGE: Final = False
 _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 
 
@@ -42,12 +44,14 @@ class OutputTopics:
 class _Delivery:
     """Counts the acknowledgements of a group of messages and wakes its waiter in the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, purges: int) -> None:
         self._loop = loop
+        #: How many purges there had been when it began: after another, nothing more of it is handed over.
+        self.purges: Final = purges
+        #: Messages that have been handed over.
+        self.handed = 0
         #: Whether the broker has them all; if not, they were purged and must be sent again.
         self.done: asyncio.Future[bool] = loop.create_future()
-        #: Nobody waits any more.
-        self.abandoned = False
         #: How many there are, known once all have been handed over.
         self._expected = -1
         #: One for each acknowledgement: to append is atomic, and cheaper than to count under a lock.
@@ -55,10 +59,16 @@ class _Delivery:
         self._error: KafkaError | None = None
         self._purged = False
 
-    def seal(self, expected: int) -> None:
-        """Every message has been handed over."""
-        self._expected = expected
-        if len(self._acknowledged) == expected:
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is handed over, and it is known what became of everything."""
+        return len(self._acknowledged) == self._expected
+
+    def seal(self, *, whole: bool) -> None:
+        """Nothing more is handed over; whether that was every message."""
+        self._purged = self._purged or not whole
+        self._expected = self.handed
+        if len(self._acknowledged) == self._expected:
             self._wake()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
@@ -111,6 +121,9 @@ class KafkaPublisher:
             }
         )
         self._open = True
+        #: Held while one message is handed over, or all are purged.
+        self._handing = threading.Lock()
+        self._purges = 0
         self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
         self._poller.start()
 
@@ -143,24 +156,35 @@ class KafkaPublisher:
         """
         everything = False
         while not everything:
-            delivery = _Delivery(asyncio.get_running_loop())
+            delivery = _Delivery(asyncio.get_running_loop(), self._purges)
             try:
                 await asyncio.to_thread(self._send, messages, delivery)
                 failpoints.reached("after-publish")
                 everything = await delivery.done
             except asyncio.CancelledError:
-                delivery.abandoned = True
-                # Messages of other shards are purged, too; whoever waits for them sends them again.
-                self._producer.purge()
+                if not delivery.over:
+                    self._purge()
                 raise
 
+    def _purge(self) -> None:
+        """Messages of other shards are purged, too; whoever waits for them sends them again, all in their order.
+
+        So nothing may be handed over after a purge of what should have come before it: not until it is done, and
+        nothing at all of what was begun earlier.
+        """
+        with self._handing:
+            self._purges += 1
+            self._producer.purge(blocking=_WAIT_FOR_PURGE)
+
     def _send(self, messages: Callable[[], Iterable[_Message]], delivery: _Delivery) -> None:
-        prepared = list(messages())
-        for message in prepared:
-            self._produce(*message, delivery)
-        if delivery.abandoned:
-            self._producer.purge()
-        delivery.seal(len(prepared))
+        for message in list(messages()):
+            if not self._produce(*message, delivery):
+                break
+        else:
+            delivery.seal(whole=True)
+            return
+        if self._open:
+            delivery.seal(whole=False)
 
     def _produce(
         self,
@@ -170,19 +194,26 @@ class KafkaPublisher:
         headers: _Headers,
         partition: int,
         delivery: _Delivery,
-    ) -> None:
-        while self._open and not delivery.abandoned:
+    ) -> bool:
+        """Hand a message over; False if there was a purge meanwhile, or the end."""
+        while self._open:
             try:
-                self._producer.produce(
-                    topic, value=value, key=key, partition=partition, headers=headers, on_delivery=delivery
-                )
+                with self._handing:
+                    if delivery.purges != self._purges:
+                        return False
+                    self._producer.produce(
+                        topic, value=value, key=key, partition=partition, headers=headers, on_delivery=delivery
+                    )
+                    delivery.handed += 1
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
+                delivery.handed += 1
                 delivery(error.args[0], None)
-                return
+                return True
             else:
-                return
+                return True
+        return False
 
     def _messages(self, entry: OutboxEntry) -> Iterator[_Message]:
         topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)

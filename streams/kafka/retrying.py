@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from models.changes import DeadLetter
 from streams.errors import ConfigurationError, ServiceUnavailable
-from streams.kafka.topics import partitions_by_topic
+from streams.kafka.topics import partitions_by_topic, require_lasting
 from streams.retry import Place, Raw, original, partition_for, retried, waiting
 from streams.security import client_options
 from streams.settings import Settings
@@ -58,7 +58,11 @@ class Retrier:
         return {place: letter for place, letter in waiting(records).items() if place.topic in self._partitions}
 
     def begin(self) -> None:
-        """Become the only one who retries: what another has not finished is undone. Raises ServiceUnavailable."""
+        """Become the only one who retries: what another has not finished is undone.
+
+        Raises ServiceUnavailable, and ConfigurationError for a Kafka without transactions.
+        """
+        require_lasting(self._settings, "to retry each record once, whatever happens,")
         self._producer = Producer(
             {
                 **client_options(self._settings),
@@ -89,10 +93,8 @@ class Retrier:
             producer.begin_transaction()
             for place, record in records:
                 to = partition_for(record, place, self._partitions)
-                producer.produce(
-                    place.topic, value=record.value, key=record.key, headers=list(record.headers), partition=to
-                )
-                producer.produce(self._settings.dead_letters_topic, value=None, key=str(place).encode(), partition=0)
+                self._produce(producer, place.topic, record, to)
+                self._produce(producer, self._settings.dead_letters_topic, Raw(str(place).encode(), None, []), 0)
             producer.commit_transaction(max(30.0, self._within))
         except KafkaException as error:
             reason = error.args[0]
@@ -100,11 +102,28 @@ class Retrier:
                 raise ServiceUnavailable(
                     f"another `segmenter dead-letters retry` has begun, which ends this one ({reason.str()})"
                 ) from None
+            if reason.retriable():
+                raise ServiceUnavailable(
+                    f"Kafka at {self._servers} did not say in time whether it took the records again ({reason.str()}); "
+                    "run this once more: what was retried is not retried again"
+                ) from None
             self._undo(producer)
             raise ConfigurationError(
                 f"Kafka at {self._servers} did not take the records again, of which the first is {records[0][0]}: "
                 f"{reason.str()}; nothing of them was retried"
             ) from None
+
+    def _produce(self, producer: Producer, topic: str, record: Raw, to: int) -> None:
+        headers = list(record.headers)
+        try:
+            producer.produce(topic, value=record.value, key=record.key, headers=headers, partition=to)
+        except BufferError:
+            # Very large records: until there is room again.
+            producer.flush(max(30.0, self._within))
+            try:
+                producer.produce(topic, value=record.value, key=record.key, headers=headers, partition=to)
+            except BufferError:
+                raise ServiceUnavailable(f"Kafka at {self._servers} does not take the records again") from None
 
     @staticmethod
     def _undo(producer: Producer) -> None:
@@ -121,7 +140,10 @@ class Retrier:
             if message.offset() == place.offset:
                 return Raw(message.key(), message.value(), message.headers() or [])
             break
-        raise ConfigurationError(f"{place} was too large to copy into its letter, and Kafka has deleted it since")
+        raise ConfigurationError(
+            f"{place} was too large to copy into its letter, and Kafka has deleted it since; leave it out with "
+            "--topic, --partition or --since"
+        )
 
     def _read(self, topic: str, partition: int | None = None, offset: int = 0) -> Iterator[Any]:
         """Records of all partitions to their present end, or of one from an offset on. Raises ServiceUnavailable."""

@@ -14,6 +14,8 @@ from streams.security import Refusals, admin_options, client_options
 from streams.settings import Settings
 
 _FOREVER: Final = "-1"
+#: How the id of every mock cluster begins.
+_MOCK: Final = "mockCluster"
 #: Seconds.
 _LOOK_EVERY: Final = 0.05
 #: Seconds in which librdkafka tells why a connection failed.
@@ -64,6 +66,15 @@ def cluster_id(settings: Settings) -> str:
     """The id of the Kafka cluster, empty if it has none. Raises ServiceUnavailable."""
     # One topic, because a broker may have very many.
     return str(_Metadata(settings).of(settings.purchases_topic).cluster_id or "")
+
+
+def require_lasting(settings: Settings, what: str) -> None:
+    """Raise ConfigurationError if this is the embedded broker, which has no transactions; or ServiceUnavailable."""
+    if cluster_id(settings).startswith(_MOCK):
+        raise ConfigurationError(
+            f"Kafka at {settings.broker} is the embedded broker of `segmenter stack` or `demo` (a mock cluster of "
+            f"librdkafka), which has no transactions; {what} takes a real Kafka"
+        )
 
 
 class _Metadata:

@@ -11,7 +11,6 @@ truth and Faust's acknowledgements mean nothing here:
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from models.instants import NEVER
 from streams import failpoints
 from streams.clock import CLOCK
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
+from streams.kafka.commits import Told
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 200
@@ -53,7 +53,6 @@ _LASTING: Final = (
     InvalidSessionTimeoutError,
     TopicAuthorizationFailedError,
 )
-_METADATA: Final = re.compile(r"(-?[0-9]{1,19})(?: ([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +167,9 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         for key in keys:
             commit = commits.get(key)
             known = commit is not None and commit.offset >= 0
-            told = _METADATA.fullmatch((commit.metadata or "") if known else "")
+            told = Told.parse(commit.metadata if known else None)
             ranges[TP(key.topic, key.partition)] = LogRange(
-                *(first[key], end[key], commit.offset if known else None),
-                *((int(told[1]), told[2] or "") if told else (NEVER, "")),
+                first[key], end[key], commit.offset if known else None, *told
             )
         return ranges
 
@@ -223,8 +221,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _commit_of(self, tp: TP, offset: int) -> OffsetAndMetadata:
         """An offset to commit, with the time until which deadlines have been told: they are no records."""
-        told, lineage = self.consumer.told_until.get(tp, NEVER), self.consumer.owner.lineage(tp.partition)
-        return OffsetAndMetadata(offset, f"{told} {lineage}".rstrip())
+        told = Told(self.consumer.told_until.get(tp, NEVER), self.consumer.owner.lineage(tp.partition))
+        return OffsetAndMetadata(offset, told.text())
 
     async def check(self) -> None:
         """Let the group's coordination go on after an error. Raises KafkaError if it cannot.

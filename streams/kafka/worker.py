@@ -58,6 +58,9 @@ def set_up_logging(level: str) -> None:
     if level != "debug":
         for library in ("aiokafka", "faust", "mode", "kafka", "asyncio"):
             logging.getLogger(library).setLevel(logging.ERROR)
+    else:
+        # It writes out every request, the login with SASL PLAIN and its password among them.
+        logging.getLogger("aiokafka.conn").setLevel(logging.INFO)
 
 
 class SegmenterApp(faust.App):

@@ -33,6 +33,8 @@ class Tls(NamedTuple):
             "ssl_ca_certs": _text(self.ca),
             "ssl_certfile": _text(self.certificate),
             "ssl_keyfile": _text(self.key),
+            # Without one OpenSSL would ask for it on the terminal, if the key is encrypted.
+            "ssl_password": "",
         }
 
 

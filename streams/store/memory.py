@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from models.activation import Activation
 from models.counts import Count
@@ -40,6 +40,7 @@ class _Shard:
     first_summary: int | None = None
     summarised: int | None = None
     silence: Silence = field(default_factory=Silence)
+    lineage: str = ""
 
 
 class MemoryStore:
@@ -89,6 +90,7 @@ class MemoryStore:
             s.since,
             s.summarised,
             s.silence,
+            s.lineage,
         )
 
     def owner(self, shard: int) -> str | None:
@@ -131,8 +133,49 @@ class MemoryStore:
             backfill_until=s.backfill_until,
             outbox=s.outbox,
             silence=silence,
+            lineage=s.lineage,
         )
         return True
+
+    def claim(self, shard: int, token: str) -> None:
+        """See Upkeep."""
+        self._shard(shard).owner = token
+
+    def _moved_by(self, shard: int, token: str) -> _Shard:
+        s = self._shard(shard)
+        if s.owner != token:
+            raise StaleOwner(f"shard {shard} has another owner")
+        return s
+
+    def spread(self, source: int, shards: Sequence[int], lineage: str, token: str) -> None:
+        """See Upkeep."""
+        s = self._moved_by(source, token)
+        nobody = Summary.empty().json
+        for shard in shards:
+            self._shards[shard] = replace(
+                s,
+                customers=self._moved_by(shard, token).customers,
+                offsets=dict.fromkeys(s.offsets, 0),
+                backfill_until={},
+                layouts=dict(s.layouts),
+                values=dict(s.values),
+                summaries=dict.fromkeys(s.summaries, nobody),
+                silence=replace(s.silence, offsets={}),
+                outbox={},
+                segments={},
+                lineage=lineage,
+            )
+        s.lineage, s.segments = lineage, {}
+
+    def put_rows(self, shard: int, rows: Sequence[tuple[str, bytes]], token: str) -> None:
+        """See Upkeep."""
+        self._moved_by(shard, token).customers.update(rows)
+
+    def remove_rows(self, shard: int, customers: Sequence[str], token: str) -> None:
+        """See Upkeep."""
+        s = self._moved_by(shard, token)
+        for customer in customers:
+            s.customers.pop(customer, None)
 
     def acquire(
         self, shard: int, token: str, offsets: Mapping[Role, int], backfill_until: Mapping[Role, int]
@@ -151,6 +194,11 @@ class MemoryStore:
     def row(self, shard: int, customer: str) -> bytes | None:
         """See StateStore."""
         return self._shard(shard).customers.get(customer)
+
+    def rows_of(self, shard: int, customers: Sequence[str]) -> list[tuple[str, bytes]]:
+        """See StateStore."""
+        stored = self._shard(shard).customers
+        return [(customer, stored[customer]) for customer in customers if customer in stored]
 
     def segments(self, shard: int) -> Mapping[str, Count]:
         """See StateStore."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
@@ -25,6 +26,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NO_TLS: Final = Tls()
+#: What OpenSSL says of a CA, a certificate or a key.
+_BAD_FILE: Final = re.compile(r"PEM lib|NO_CERTIFICATE_OR_CRL_FOUND|KEY_VALUES_MISMATCH")
+#: Customers asked for at once.
+_AT_ONCE: Final = 5_000
 
 
 def _translated(
@@ -57,6 +62,11 @@ def _told(address: str, error: Exception) -> ServiceUnavailable | StoreUnavailab
         return ServiceUnavailable(
             f"Redis at {address} shows a certificate that is not trusted ({text}); check SEGMENTER_REDIS_CA, and that "
             "the certificate is valid for this address"
+        )
+    if _BAD_FILE.search(text):
+        return ServiceUnavailable(
+            f"no TLS with Redis at {address} ({text}); SEGMENTER_REDIS_CA, SEGMENTER_REDIS_CERTIFICATE and "
+            "SEGMENTER_REDIS_KEY must be files in PEM form, the key that of the certificate and not encrypted"
         )
     if "SELECT is not allowed in cluster mode" in text:
         return ServiceUnavailable(
@@ -121,7 +131,11 @@ class RedisStore:
                 f"{partitions}; if they have been given more, run: segmenter repartition --partitions {partitions}; "
                 "else use another SEGMENTER_NAMESPACE"
             )
-        if owner != group:
+        self._require_own(owner, group, kafka, cluster)
+
+    def _require_own(self, owner: str, group: str, kafka: str, cluster: str) -> None:
+        """Raise FleetMismatch if the namespace is another fleet's; what is empty is not known."""
+        if owner != group and owner and group:
             raise FleetMismatch(
                 f"Redis namespace {self._namespace!r} belongs to consumer group {owner!r}, not {group!r}; "
                 "give each fleet its own SEGMENTER_NAMESPACE"
@@ -217,6 +231,16 @@ class RedisStore:
     def row(self, shard: int, customer: str) -> bytes | None:
         """See StateStore."""
         return cast(bytes | None, self._redis.hget(shard_keys(self._namespace, shard).customers, customer))
+
+    @_translated
+    def rows_of(self, shard: int, customers: Sequence[str]) -> list[tuple[str, bytes]]:
+        """See StateStore."""
+        key, found = shard_keys(self._namespace, shard).customers, list[tuple[str, bytes]]()
+        for at in range(0, len(customers), _AT_ONCE):
+            part = list(customers[at : at + _AT_ONCE])
+            rows = cast(list[bytes | None], self._redis.hmget(key, part))
+            found += [(customer, row) for customer, row in zip(part, rows, strict=True) if row is not None]
+        return found
 
     @_translated
     def segments(self, shard: int) -> Mapping[str, Count]:

@@ -9,6 +9,7 @@ import orjson
 
 from models.errors import StateError
 from models.population import Summary
+from streams.errors import StaleOwner
 from streams.store import scripts
 from streams.store.keys import fleet_key, shard_keys
 from streams.store.redis import RedisStore
@@ -71,30 +72,41 @@ return 1
 #: ARGV: the number of partitions to come. Answers what was under way before, and what there is.
 _BEGIN_MOVE: Final = """
 local before = redis.call('HGET', KEYS[1], 'repartition')
+if not before then redis.call('HDEL', KEYS[1], 'drained') end
 redis.call('HSETNX', KEYS[1], 'repartition', ARGV[1])
 return {before, redis.call('HGET', KEYS[1], 'drained')}
 """
 
+_DRAINED: Final = """
+if redis.call('HEXISTS', KEYS[1], 'repartition') == 1 then redis.call('HSET', KEYS[1], 'drained', '1') end
+return 1
+"""
+
 #: ARGV: the number of partitions there are now, and the lineage.
 _END_MOVE: Final = """
+if redis.call('HGET', KEYS[1], 'repartition') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'lineage', ARGV[2])
 redis.call('HDEL', KEYS[1], 'repartition', 'drained')
 return 1
 """
 
-#: KEYS: of the shard that customers leave. ARGV: the lineage. Its sizes are counted again when it is loaded.
-_LEAVE: Final = """
-redis.call('HSET', KEYS[1], 'lineage', ARGV[1])
-redis.call('HDEL', KEYS[1], 'owner')
-redis.call('DEL', KEYS[4])
-return 1
+#: What comes first in each of the following: KEYS are a shard's, ARGV[1] is the token of who moves customers.
+_MINE: Final = """
+if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return 'stale' end
 """
 
-#: KEYS: of the shard that customers come to. ARGV: how many fields and values follow of its header, these, and so on
-#: for its dictionary and its summaries.
-_COME: Final = """
-local at = 1
-for _, k in ipairs({1, 5, 6}) do
+#: KEYS: of the shard that customers leave. ARGV[2]: the lineage. Its sizes are counted again when it is loaded.
+_LEAVE: Final = f"""{_MINE}
+redis.call('HSET', KEYS[1], 'lineage', ARGV[2])
+redis.call('DEL', KEYS[4])
+return 'ok'
+"""
+
+#: KEYS: of the shard that customers come to. ARGV, from the second on: how many fields and values follow of its header,
+#: these, and so on for its dictionary and its summaries.
+_COME: Final = f"""{_MINE}
+local at = 2
+for _, k in ipairs({{1, 5, 6}}) do
   local size = tonumber(ARGV[at])
   for i = at + 1, at + size, 4000 do
     redis.call('HSET', KEYS[k], unpack(ARGV, i, math.min(i + 3999, at + size)))
@@ -102,23 +114,26 @@ for _, k in ipairs({1, 5, 6}) do
   at = at + size + 1
 end
 redis.call('DEL', KEYS[4])
-return 1
+return 'ok'
 """
 
-_PUT: Final = """
-for i = 1, #ARGV, 4000 do redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
-return 1
+_PUT: Final = f"""{_MINE}
+for i = 2, #ARGV, 4000 do redis.call('HSET', KEYS[2], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
+return 'ok'
 """
 
-_REMOVE: Final = """
-for i = 1, #ARGV, 4000 do redis.call('HDEL', KEYS[1], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
-return 1
+_REMOVE: Final = f"""{_MINE}
+for i = 2, #ARGV, 4000 do redis.call('HDEL', KEYS[2], unpack(ARGV, i, math.min(i + 3999, #ARGV))) end
+return 'ok'
 """
 
 #: Fields of a shard's header that its customers take along.
 _CARRIED: Final = (
     b"commits", b"time", b"settled", b"activation", b"since", b"summarised", b"policy_version",
+    b"rebuild", b"silent_until", b"silent_activation", b"silent_summarised",
 )  # fmt: skip
+#: Customers removed in one step.
+_AT_ONCE: Final = 10_000
 
 _FIELD: Final = "return redis.call('HGET', KEYS[1], ARGV[1])"
 
@@ -138,6 +153,12 @@ class RedisUpkeep(RedisStore):
         """See Upkeep."""
         return bool(self.run(REWIND, list(shard_keys(self._namespace, shard)), [rebuild, policy]))
 
+    def require_own(self, cluster: str, group: str = "") -> None:
+        """Raise FleetMismatch if the namespace was filled from another Kafka cluster, or for another group."""
+        key = fleet_key(self._namespace)
+        kafka, owner = ((self.run(_FIELD, [key], [field]) or b"").decode() for field in ("cluster", "group"))
+        self._require_own(owner, group, kafka, cluster)
+
     def lineage(self) -> list[dict[str, Any]]:
         """The repartitions of this namespace, from the first on: docs/STATE.md. Raises StoreUnavailable, StateError."""
         stored = cast(bytes | None, self.run(_FIELD, [fleet_key(self._namespace)], ["lineage"]))
@@ -146,6 +167,11 @@ class RedisUpkeep(RedisStore):
         except orjson.JSONDecodeError:
             raise StateError(f"the field lineage of {fleet_key(self._namespace)} is damaged; restore Redis") from None
         return found
+
+    def repartitioning(self) -> int | None:
+        """The number of partitions that an unfinished repartition leads to."""
+        stored = cast(bytes | None, self.run(_FIELD, [fleet_key(self._namespace)], ["repartition"]))
+        return None if stored is None else int(stored)
 
     def begin_repartition(self, partitions: int) -> tuple[int | None, bool]:
         """Let no worker start. Returns the number of an unfinished repartition, and whether it has drained all shards.
@@ -157,7 +183,7 @@ class RedisUpkeep(RedisStore):
 
     def drained(self) -> None:
         """Say that every shard has everything that was sent to it: from now on customers are moved."""
-        self.run("return redis.call('HSET', KEYS[1], 'drained', '1')", [fleet_key(self._namespace)])
+        self.run(_DRAINED, [fleet_key(self._namespace)])
 
     def end_repartition(self, partitions: int, lineage: list[dict[str, Any]]) -> None:
         """Let workers start, with so many shards."""
@@ -167,8 +193,18 @@ class RedisUpkeep(RedisStore):
         """Refuse whoever owned the shard."""
         self.run("return redis.call('HDEL', KEYS[1], 'owner')", [shard_keys(self._namespace, shard).shard])
 
-    def spread(self, source: int, shards: Sequence[int], lineage: str) -> None:
-        """Give new shards what they need of the shard from which their customers come, but for the customers."""
+    def claim(self, shard: int, token: str) -> None:
+        """See Upkeep."""
+        self.run("return redis.call('HSET', KEYS[1], 'owner', ARGV[1])", shard_keys(self._namespace, shard), [token])
+
+    def _moved(self, shard: int, script: str, token: str, args: Sequence[Any]) -> None:
+        if self.run(script, shard_keys(self._namespace, shard), [token, *args]) == b"stale":
+            raise StaleOwner(
+                f"shard {shard} has another owner: another `segmenter repartition` has begun; run it again"
+            )
+
+    def spread(self, source: int, shards: Sequence[int], lineage: str, token: str) -> None:
+        """See Upkeep."""
         keys = shard_keys(self._namespace, source)
         header, values, population = cast(
             list[list[bytes]], self.run(scripts.READ, [keys.shard, keys.values, keys.population])
@@ -187,14 +223,14 @@ class RedisUpkeep(RedisStore):
             summaries += [instant, summary if instant == b"first" else nobody]
         head = [part for pair in {**start, b"lineage": lineage.encode()}.items() for part in pair]
         for shard in shards:
-            args = [len(head), *head, len(values), *values, len(summaries), *summaries]
-            self.run(_COME, list(shard_keys(self._namespace, shard)), args)
-        self.run(_LEAVE, list(keys), [lineage])
+            self._moved(shard, _COME, token, [len(head), *head, len(values), *values, len(summaries), *summaries])
+        self._moved(source, _LEAVE, token, [lineage])
 
-    def put_rows(self, shard: int, rows: Sequence[tuple[str, bytes]]) -> None:
-        """Write packed rows."""
-        self.run(_PUT, [shard_keys(self._namespace, shard).customers], [part for pair in rows for part in pair])
+    def put_rows(self, shard: int, rows: Sequence[tuple[str, bytes]], token: str) -> None:
+        """See Upkeep."""
+        self._moved(shard, _PUT, token, [part for pair in rows for part in pair])
 
-    def remove_rows(self, shard: int, customers: Sequence[str]) -> None:
-        """Remove rows."""
-        self.run(_REMOVE, [shard_keys(self._namespace, shard).customers], list(customers))
+    def remove_rows(self, shard: int, customers: Sequence[str], token: str) -> None:
+        """See Upkeep."""
+        for start in range(0, len(customers), _AT_ONCE):
+            self._moved(shard, _REMOVE, token, customers[start : start + _AT_ONCE])

@@ -384,6 +384,8 @@ class StoreContract:
         put(store, "t", {}, rows=list(rows.items()), entry=entry_of(1, customer="客户-7"))
         assert rows_of(store) == rows
         assert {customer: store.row(0, customer) for customer in rows} == rows
+        assert dict(store.rows_of(0, [*rows, "unknown"])) == rows
+        assert store.rows_of(0, []) == store.rows_of(7, ["unknown"]) == []
         assert list(store.header(0).entries) == [entry_of(1, customer="客户-7")]
         gone = ODD_CUSTOMERS[::2]
         put(store, "t", {}, erased=gone)

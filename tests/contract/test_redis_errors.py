@@ -53,6 +53,7 @@ EVERYTHING: dict[str, Callable[[RedisStore], object]] = WRITES | {
     "header": lambda store: store.header(0),
     "rows": lambda store: list(store.rows(0)),
     "row": lambda store: store.row(0, "c"),
+    "rows_of": lambda store: store.rows_of(0, ["c"]),
     "segments": lambda store: store.segments(0),
     "latest_activation": lambda store: store.latest_activation(),
     "activation": lambda store: store.activation(1),

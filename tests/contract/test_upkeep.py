@@ -116,24 +116,78 @@ def test_no_worker_starts_during_a_repartition(redis_upkeep: RedisUpkeep) -> Non
     assert (store.partitions(), store.lineage()) == (8, [{"partitions": 4}])
 
 
-def test_a_shard_is_spread(redis_upkeep: RedisUpkeep) -> None:
-    """New shards know its dictionary and time, begin to read at 0, and had nobody when it summarised itself."""
+def test_what_ended_does_not_end_again(redis_upkeep: RedisUpkeep) -> None:
+    """A command that was forgotten changes nothing once another has finished, nor what comes after."""
     store = redis_upkeep
+    store.register(4, "g", "kafka")
+    store.begin_repartition(8)
+    assert store.repartitioning() == 8
+    store.end_repartition(8, [{"partitions": 4}])
+    store.drained()
+    store.end_repartition(8, [{"partitions": 4}, {"partitions": 4}])
+    assert (store.repartitioning(), len(store.lineage())) == (None, 1)
+    assert store.begin_repartition(16) == (None, False)
+
+
+def test_a_namespace_is_its_fleets_own(redis_upkeep: RedisUpkeep) -> None:
+    """Whatever an operator does with another group's settings, or to another Kafka, is refused."""
+    redis_upkeep.register(4, "g", "kafka")
+    redis_upkeep.require_own("kafka", "g")
+    redis_upkeep.require_own("kafka")
+    redis_upkeep.require_own("", "g")
+    with pytest.raises(FleetMismatch, match="consumer group 'g', not 'other'"):
+        redis_upkeep.require_own("kafka", "other")
+    with pytest.raises(FleetMismatch, match="from the Kafka cluster kafka"):
+        redis_upkeep.require_own("another")
+
+
+def test_a_shard_is_spread(store: Upkeep) -> None:
+    """New shards know its dictionary and time, begin to read at 0, and had nobody when it summarised itself.
+
+    What it has told before a rebuild they know, too.
+    """
     _written(store)
+    assert store.rewind(0, "r1", 3)
+    store.acquire(0, "t", {}, {})
+    put(
+        store, "t", {"purchases": Range(0, 15)}, rows=[("ann", b"1234x")], values={"country:0": "DE"},
+        segments={"lifecycle:new": Count(1, 1)}, summary=(10, a_summary(1).json), time=60, settled=60, activation=3,
+    )  # fmt: skip
+    for shard in (0, 4, 8):
+        store.claim(shard, "m")
     for _ in range(2):
-        store.spread(0, [4, 8], "4")
+        store.spread(0, [4, 8], "4", "m")
     source = store.header(0)
     for shard in (4, 8):
         header = store.header(shard)
-        assert (header.time, header.activation, header.summarised, header.commits) == (70, 3, 10, source.commits)
+        assert (header.time, header.activation, header.summarised, header.commits) == (60, 3, 10, source.commits)
         assert (header.layouts, header.values) == (source.layouts, source.values)
         assert dict(header.offsets) == dict.fromkeys(START, 0)
-        assert (header.lineage, header.owner, header.entries) == ("4", None, [])
+        assert (header.lineage, header.owner, header.entries) == ("4", "m", [])
+        assert header.silence == Silence({}, 70, 3, 10, "r1")
         summary = store.summary(shard, 10)
         assert summary is not None
         assert summary.json == Summary.empty().json
-    assert (source.lineage, source.owner, source.offsets["purchases"]) == ("4", None, 15)
+    assert (source.lineage, source.owner, source.offsets["purchases"]) == ("4", "m", 15)
     assert store.segments(0) == {}
-    store.put_rows(4, [("ann", b"1234x")])
-    store.remove_rows(0, ["ann", "bob"])
+    store.put_rows(4, [("ann", b"1234x")], "m")
+    store.remove_rows(0, ["ann", "bob"], "m")
     assert (store.row(4, "ann"), store.row(0, "ann")) == (b"1234x", None)
+
+
+def test_only_one_moves_customers(store: Upkeep) -> None:
+    """Whoever has claimed the shards last, until a worker takes them."""
+    _written(store)
+    for shard in (0, 1):
+        store.claim(shard, "m")
+    with pytest.raises(StaleOwner):
+        put(store, "t", {"purchases": Range(15, 16)})
+    store.acquire(1, "worker", {}, {})
+    for write in (
+        lambda: store.spread(0, [1], "1", "m"),
+        lambda: store.put_rows(1, [("ann", b"1234x")], "m"),
+        lambda: store.remove_rows(0, ["ann"], "other"),
+    ):
+        with pytest.raises(StaleOwner):
+            write()
+    assert (store.row(1, "ann"), store.row(0, "ann"), store.header(0).lineage) == (None, b"1234x", "")

@@ -37,11 +37,14 @@ class Results:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._lock = threading.Lock()
-        self.failed = 0
+        self.failed = self.skipped = 0
 
     def add(self, line: dict[str, Any]) -> None:
-        """Write one run down, and print it."""
+        """Write one run down, and count it."""
         with self._lock:
+            if line.get("skipped"):
+                self.skipped += 1
+                return
             if self._file is not None:
                 with self._file.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -92,6 +95,9 @@ def _perform(tasks: Iterator[Task], lanes: int, folder: Path, results: Results) 
 
 
 def _tell(result: Result, folder: Path) -> None:
+    if result.skipped:
+        click.echo(f"skip {result.fault}, seed {result.seed}: {result.skipped}")
+        return
     recovered = "" if result.recovered is None else f", recovered after {result.recovered:.1f} s"
     figures = f"lost {result.lost}, doubled {result.doubled}, {result.repeats} repeats{recovered}"
     click.echo(f"{'ok  ' if result.good else 'FAIL'} {result.fault}, seed {result.seed}: {figures}, {result.seconds} s")
@@ -181,7 +187,8 @@ def main(
         output.write_text(render(results, mutations), encoding="utf-8")
     if not written.failed and not any(folder.iterdir()):
         folder.rmdir()
-    click.echo(f"{written.failed} runs failed" if written.failed else "every run went well")
+    skipped = f"; {written.skipped} were skipped" if written.skipped else ""
+    click.echo((f"{written.failed} runs failed" if written.failed else "every run went well") + skipped)
     sys.exit(1 if written.failed else 0)
 
 

@@ -129,7 +129,7 @@ def broken_policy(run: Run) -> None:
     broken, good = run.folder / "broken.toml", run.load.policy.read_text()
     lines = good.splitlines()
     number = next(n for n, line in enumerate(lines) if line.startswith("engine"))
-    lines.insert(number + 1, run.rng.choice(('lapse_aftr = "90d"', "lapse_after = 90 days", "regular_orders = true")))
+    lines.insert(number + 1, run.rng.choice(('lapse_aftr = "90d"', "lapse_after = 90 days", "regular_order = 3")))
     broken.write_text("\n".join(lines) + "\n")
     where = f"{broken}:{number + 2}:"
     run.until_produced(run.rng.uniform(0.1, 0.4))

@@ -342,7 +342,7 @@ AT_ONCE: Final = 100_000
 _LAPSE_AFTER: Final = 40
 _LIVE_RATE: Final = 50
 #: Seconds; runs share their machine.
-_SOON: Final = 2.0
+_SOON: Final = 5.0
 
 _LAPSING: Final = f"""\
 version = 1

@@ -201,13 +201,15 @@ class Production:
 
     def _produce(self) -> None:
         due = time.monotonic()
-        for topic, partition, key, value in self.records:
+        while self._done < len(self.records):
             if not self._going.is_set():
                 self._producer.flush(5)
                 self._going.wait()
                 due = time.monotonic()
             if self._stop.is_set():
                 return
+            # Only now: what is yet to be produced may have been replaced meanwhile.
+            topic, partition, key, value = self.records[self._done]
             self._send(self._prefix + topic, partition, key, value)
             self.sent[topic, partition] += 1
             self._done += 1

@@ -31,16 +31,17 @@ _INTRODUCTION = """\
 Written by `python -m tests.faults --output docs/RELIABILITY.md`; the harness is in `tests/faults/`.
 
 A **run** is one fleet of its own (topics, group, namespace) on a real Apache Kafka and a real redis-server with an
-append-only file. Its workers are processes started by `segmenter worker`. While CDNOW's purchases are produced (a
-sample of {sample} events unless the fault needs more), one **fault** happens, at a moment and to a victim that the
-run's **seed** decides. A worker that ends by itself is started again, as a supervisor would.
+append-only file. Its workers are processes that run `segmenter worker` (forked from one that has imported it already,
+which saves seconds at every start; those of the soak are started anew). While CDNOW's purchases are produced (a sample
+of {sample} events unless the fault needs more), one **fault** happens, at a moment and to a victim that the run's
+**seed** decides. A worker that ends by itself is started again, as a supervisor would.
 
 Afterwards the **oracle** compares everything:
 
 - the changes on the topic, repeated ids removed, equal those that pandas computed in a batch, row by row (*lost* are
   those that are missing, *doubled* those that are too many or wrong), and those of a replay by id and in every field
   but `decided_at` and `backfill`; a repeated id repeats the same content;
-- each customer's changes come in their order, without a gap; of each the snapshot with the greatest `sequence` has
+- each customer's changes come in their order, without a gap; the last snapshot of each, which compaction keeps, has
   their labels;
 - all customers in Redis equal a replay's, sizes and revenue of segments too; every record produced is in the state or
   a dead letter; the outbox is empty;

@@ -22,7 +22,7 @@ from streams.kafka.topics import create
 from tests.faults.load import PARTITIONS, Load, Production, usual
 from tests.faults.oracle import judge, settings_of
 from tests.faults.servers import KAFKA as KAFKA
-from tests.faults.servers import SERVERS, Lane, Servers
+from tests.faults.servers import PLAIN, SERVERS, Lane, Servers
 from tests.faults.servers import Shared as Shared
 from tests.faults.servers import servers as servers
 from tests.support.commands import Worker, eventually
@@ -112,6 +112,8 @@ class Result:
     attempts: int = 1
     said: str = ""
     at: str = ""
+    #: Why the run was not done: this machine has not what the fault needs. It is neither good nor bad then.
+    skipped: str = ""
 
     def line(self) -> dict[str, Any]:
         """As JSON is made of it."""
@@ -351,7 +353,8 @@ class Run:
 def perform(fault: Fault, seed: int, lane: Lane, folder: Path) -> Result:
     """One run that counts. Its folder is removed if it went well; Kafka of a run that did not is not used again.
 
-    Raises KafkaUnavailable or ServiceUnavailable if the machine has no servers.
+    Raises KafkaUnavailable or ServiceUnavailable if the machine has no servers; if it only lacks what this fault needs
+    besides them, the result says so.
     """
     said = ""
     for attempt in range(ATTEMPTS):
@@ -364,8 +367,11 @@ def perform(fault: Fault, seed: int, lane: Lane, folder: Path) -> Result:
             said = str(again)
             shutil.rmtree(own)
             continue
-        except (KafkaUnavailable, ServiceUnavailable):
-            raise
+        except (KafkaUnavailable, ServiceUnavailable) as unavailable:
+            shutil.rmtree(own)
+            if fault.servers in PLAIN:
+                raise
+            return Result(fault.name, fault.group, seed, 0, True, skipped=str(unavailable))
         except Exception as error:  # a server that did not start ends its run, and not the series
             result = Result(fault.name, fault.group, seed, 0, False, said=f"{type(error).__name__}: {error}")
         if result.good:

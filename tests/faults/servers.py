@@ -8,10 +8,8 @@ from typing import Any
 
 import redis
 
-from tests.support.commands import ZYGOTES
 from tests.support.real_kafka import RealKafka
 from tests.support.real_redis import RealRedis
-from tests.support.zygote import Zygote
 
 #: Lets workers have sessions of two seconds, so that runs are short.
 KAFKA = {"group.min.session.timeout.ms": "1000"}
@@ -40,9 +38,6 @@ class Shared:
         self._servers: Servers | None = None
 
     def __enter__(self) -> "Shared":
-        zygote = self._stack.enter_context(Zygote())
-        ZYGOTES.append(zygote)
-        self._stack.callback(ZYGOTES.remove, zygote)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,6 +86,8 @@ class Lane:
 
 Provider = Callable[[Lane], AbstractContextManager[Servers]]
 SERVERS: dict[str, Provider] = {}
+#: Those without which there is nothing to test. A machine may lack what others need.
+PLAIN = ("shared", "redis", "kafka", "own")
 
 
 def servers(name: str) -> Callable[[Callable[[Lane], Iterator[Servers]]], None]:

@@ -174,6 +174,7 @@ class Soak:
 
 def soak(seed: int, events: int, minutes: float, folder: Path) -> dict[str, Any]:
     """Do it; returns a line of the results file."""
+    Worker.forked = False  # their memory is to be their own
     every = events_of(events, seed)
     load = Load(f"{events} generated events", sent(every), replayed(every))
     del every

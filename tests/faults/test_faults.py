@@ -116,5 +116,7 @@ def test_a_fault(task: Task, runs: Runs) -> None:
     result = runs.results[task].result()
     if result is None:
         pytest.skip(f"one run has been done, and {ENOUGH:g} s are over; make faults does them all")
+    if result.skipped:
+        pytest.skip(result.skipped)
     again = f"python -m tests.faults --only {task.name!r} --seed {task.seed} --runs 1"
     assert result.good, f"{result.said}\nagain: {again}"

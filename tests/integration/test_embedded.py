@@ -17,6 +17,7 @@ from streams.embedded.redis import EmbeddedRedis, find_redis_server
 from streams.embedded.stack import EmbeddedStack
 from streams.errors import ServiceUnavailable
 from streams.settings import Settings
+from tests.support import in_process
 from tests.support.commands import environment, eventually
 from tests.support.topics import Topics
 
@@ -145,6 +146,14 @@ def test_redis_asks_for_its_password() -> None:
         with redis.Redis.from_url(f"redis://{server.address}/0") as client, pytest.raises(redis.AuthenticationError):
             client.ping()
         assert b"a b/c@d" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+
+
+def test_the_broker_refuses_what_takes_transactions() -> None:
+    """Dead letters would be retried by halves: a transaction that is undone has been read by others."""
+    with EmbeddedBroker() as broker:
+        settings = {"SEGMENTER_BROKER": broker.address}
+        assert "has no transactions" in in_process.refused("dead-letters", "retry", settings=settings)
+        assert "0 records would be" in in_process.output("dead-letters", "retry", "--dry-run", settings=settings)
 
 
 def test_broker_is_gone_when_closed() -> None:

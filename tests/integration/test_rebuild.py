@@ -12,7 +12,8 @@ from streams.errors import ServiceUnavailable
 from streams.generator import Population, generate
 from streams.replay import replay
 from streams.settings import Settings, read_policy
-from tests.support.commands import SEGMENTER, Running, Worker, eventually, output_of, segmenter
+from tests.support import in_process
+from tests.support.commands import SEGMENTER, Running, Worker, eventually
 from tests.support.recordings import LIFECYCLE
 from tests.support.stored import Stored, stored
 from tests.support.topics import CHANGES, Topics, moves, out_of_order
@@ -53,7 +54,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def _customers(stage: Stage) -> list[str]:
-    return sorted(output_of("export", settings=stage.settings).splitlines())
+    return sorted(in_process.output("export", settings=stage.settings).splitlines())
 
 
 def _rebuilt(stage: Stage) -> bool:
@@ -79,17 +80,16 @@ def test_a_rebuild_of_a_running_fleet(stage: Stage, tmp_path: Path) -> None:
     eventually(lambda: stage.state.settled(stage.topics), 40, "the beginning is processed")
     before, told = _customers(stage), stage.topics.size(CHANGES)
 
-    said = segmenter("rebuild", settings=stage.settings)
-    assert (said.returncode, b"--yes" in said.stderr) == (1, True)
+    assert "--yes" in in_process.refused("rebuild", settings=stage.settings)
     assert _customers(stage) == before
 
-    output_of("rebuild", "--yes", "--no-wait", settings=stage.settings)
+    in_process.output("rebuild", "--yes", "--no-wait", settings=stage.settings)
     eventually(lambda: stage.state.client.hlen("{segmenter:0}:customers") > 0, 20, "the worker has noticed")
     assert not _rebuilt(stage), "the rebuild was too quick to show anything"
     stage.worker.kill()
     stage.worker.start()
     assert stage.topics.size(CHANGES) == told
-    assert "going on with it" in output_of("rebuild", settings=stage.settings)
+    assert "going on with it" in in_process.output("rebuild", settings=stage.settings)
     assert _rebuilt(stage)
     assert (_customers(stage), stage.topics.size(CHANGES)) == (before, told)
 

@@ -12,13 +12,14 @@ import pytest
 from streams.generator import Population, generate
 from streams.replay import replay
 from streams.settings import read_policy
-from tests.support.commands import SEGMENTER, Running, Worker, eventually, output_of, segmenter
+from tests.support import in_process
+from tests.support.commands import SEGMENTER, Running, Worker, eventually
 from tests.support.fleet import fleet
 from tests.support.real_kafka import RealKafka
 from tests.support.real_redis import RealRedis, RedisUnavailable
 from tests.support.recordings import LIFECYCLE
 from tests.support.stored import Stored, stored
-from tests.support.topics import DEAD_LETTERS, Topics, distinct, moves, out_of_order
+from tests.support.topics import CHANGES, DEAD_LETTERS, Topics, distinct, moves, out_of_order
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -35,13 +36,6 @@ def redis() -> Iterator[RealRedis]:
         pytest.skip(str(unavailable))
 
 
-def _refused(settings: dict[str, str], *command: str) -> str:
-    done = segmenter(*command, settings=settings)
-    said = done.stderr.decode()
-    assert (done.returncode, "Traceback" in said) == (1, False), said
-    return said
-
-
 def _reached(state: Stored, name: str, mark: str) -> bool:
     """Whether the repartition has come so far, or is over."""
     fields = state.client.hgetall(f"{name}:fleet")
@@ -50,7 +44,7 @@ def _reached(state: Stored, name: str, mark: str) -> bool:
 
 def _counted(settings: dict[str, str]) -> int:
     """Customers of all segments."""
-    rows = [json.loads(line) for line in output_of("segments", "--json", settings=settings).splitlines()]
+    rows = [json.loads(line) for line in in_process.output("segments", "--json", settings=settings).splitlines()]
     return sum(row["customers"] for row in rows)
 
 
@@ -65,7 +59,7 @@ def test_more_partitions(kafka: RealKafka, redis: RealRedis, tmp_path: Path) -> 
         "SEGMENTER_POLICY": str(LIFECYCLE),
         "SEGMENTER_BATCH_SIZE": "100",
     }
-    output_of("topics", "create", "--partitions", "4", settings=settings)
+    in_process.output("topics", "create", "--partitions", "4", settings=settings)
     events = list(generate(Population(customers=150, days=380, seed=7)))
     third = len(events) // 3
     with (
@@ -75,8 +69,8 @@ def test_more_partitions(kafka: RealKafka, redis: RealRedis, tmp_path: Path) -> 
     ):
         worker.ready()
         topics.put(events[:third])
-        eventually(lambda: len(topics.changes()) > 50, 30, "something is processed")
-        assert "workers of group" in _refused(settings, "repartition", "--partitions", "8")
+        eventually(lambda: topics.size(CHANGES) > 50, 30, "something is processed")
+        assert "workers of group" in in_process.refused("repartition", "--partitions", "8", settings=settings)
         assert worker.terminate(within=15)[0] == 0, worker.log
         topics.put(events[third : 2 * third])  # nobody reads them
         rng, command = random.Random(5), (*SEGMENTER, "repartition", "--partitions", "8")
@@ -86,12 +80,14 @@ def test_more_partitions(kafka: RealKafka, redis: RealRedis, tmp_path: Path) -> 
                 time.sleep(rng.uniform(0.0, 0.3))
                 run.kill()
         if state.client.hexists(f"{name}:fleet", "repartition"):
-            assert "is under way" in _refused(settings, "worker")
-        output_of("repartition", "--partitions", "8", settings=settings)
+            worker.start()
+            assert worker.exit_code(within=30) == 1, worker.log
+            assert "is under way" in worker.log
+        in_process.output("repartition", "--partitions", "8", settings=settings)
         assert len(topics.ends("purchases")) == 8
         assert state.unpublished() == 0
         assert sum(state.client.hlen(f"{{{name}:{shard}}}:customers") for shard in range(4, 8)) > 50
-        assert "other partitions" in _refused(settings, "rebuild", "--yes")
+        assert "other partitions" in in_process.refused("rebuild", "--yes", settings=settings)
         worker.start().ready()
         tick = {"kind": "tick", "occurred_at": UNTIL}
         with Topics(kafka.address, 8, prefix=f"{name}.") as wider:  # a producer that knows of all partitions
@@ -102,7 +98,7 @@ def test_more_partitions(kafka: RealKafka, redis: RealRedis, tmp_path: Path) -> 
         assert moves(seen) == wanted
         assert next(out_of_order(seen), None) is None
         assert topics.size(DEAD_LETTERS) == 0
-        exported = len(output_of("export", settings=settings).splitlines())
+        exported = len(in_process.output("export", settings=settings).splitlines())
         assert exported == sum(state.client.hlen(f"{{{name}:{shard}}}:customers") for shard in range(8))
         assert _counted(settings) == exported
         assert worker.terminate(within=15)[0] == 0, worker.log

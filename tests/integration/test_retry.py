@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from models.partitioner import partition_of
-from tests.support.commands import Worker, eventually, output_of
+from tests.support.commands import Worker, eventually
 from tests.support.fleet import fleet
+from tests.support.in_process import output
 from tests.support.real_kafka import RealKafka
 from tests.support.real_redis import RealRedis, RedisUnavailable
 from tests.support.recordings import LIFECYCLE
-from tests.support.topics import Topics
+from tests.support.topics import Stored, Topics
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -40,7 +41,7 @@ def stage(kafka: RealKafka, tmp_path: Path) -> Iterator[Stage]:
                 "SEGMENTER_CLOCK": "event",
                 "SEGMENTER_POLICY": str(LIFECYCLE),
             }
-            output_of("topics", "create", settings=settings)
+            output("topics", "create", settings=settings)
             with Worker(tmp_path, settings) as worker:
                 yield Stage(settings, topics, worker.ready())
     except RedisUnavailable as unavailable:
@@ -68,23 +69,26 @@ def test_dead_letters_are_retried_once(stage: Stage) -> None:
     stage.topics.send("purchases", json.dumps(_purchase(2, "bob", "XXX")).encode(), b"bob")
     stage.topics.flush()
     eventually(lambda: len(stage.topics.dead_letters()) == 2, 20, "both are refused")
-    dry = output_of("dead-letters", "retry", "--dry-run", settings=stage.settings)
+    dry = output("dead-letters", "retry", "--dry-run", settings=stage.settings)
     assert "wrong_partition" in dry
     assert "unknown_currency" in dry
-    said = output_of("dead-letters", "retry", "--code", "wrong_partition", settings=stage.settings)
+    said = output("dead-letters", "retry", "--code", "wrong_partition", settings=stage.settings)
     assert said.strip() == "1 records retried: 1 wrong_partition"
-    again = [record for record in stage.topics.read("purchases") if record.value == value]
-    assert [(record.partition, record.key) for record in again if record.partition != wrong] == [
-        (partition_of(b"ann", 4), b"ann")
-    ]
-    headers = next(dict(record.headers) for record in again if record.partition != wrong)
-    assert headers == {"trace": b"\xff", "segmenter-retry-of": f"{NAME}.purchases/{wrong}@0".encode()}
+
+    def again() -> list[Stored]:
+        records = stage.topics.read("purchases")
+        return [record for record in records if record.value == value and record.partition != wrong]
+
+    eventually(again, 20, "the end of the transaction has come to the partition")
+    (retried,) = again()
+    assert (retried.partition, retried.key) == (partition_of(b"ann", 4), b"ann")
+    assert dict(retried.headers) == {"trace": b"\xff", "segmenter-retry-of": f"{NAME}.purchases/{wrong}@0".encode()}
     eventually(lambda: len(stage.topics.changes()) > 0, 20, "it is used")
-    said = output_of("dead-letters", "retry", settings=stage.settings)
+    said = output("dead-letters", "retry", settings=stage.settings)
     assert said.strip() == "1 records retried: 1 unknown_currency"
     eventually(lambda: sum(each is not None for each in stage.topics.dead_letters()) == 3, 20, "bob is refused again")
-    letters = [json.loads(line) for line in output_of("dead-letters", "--json", settings=stage.settings).splitlines()]
+    letters = [json.loads(line) for line in output("dead-letters", "--json", settings=stage.settings).splitlines()]
     assert letters[-1]["headers"] == [["segmenter-retry-of", NAME + ".purchases/{}@0".format(partition_of(b"bob", 4))]]
     assert len(letters) == 3
     since = ("--since", "2024-01-01T00:00:00Z")
-    assert "1 records would be" in output_of("dead-letters", "retry", "--dry-run", *since, settings=stage.settings)
+    assert "1 records would be" in output("dead-letters", "retry", "--dry-run", *since, settings=stage.settings)

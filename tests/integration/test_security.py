@@ -21,7 +21,13 @@ from tests.support.topics import Topics, distinct, moves
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-PASSWORDS = {login: f"geheim-{login}-4711" for login in ("worker", "producer", "subscriber", "creator")}
+LOGINS = ("worker", "producer", "subscriber", "creator", "auditor", "operator")
+PASSWORDS = {login: f"geheim-{login}-4711" for login in LOGINS}
+#: What a worker may do with its group.
+GROUP = AclBindingFilter(
+    ResourceType.GROUP, "segmenter", ResourcePatternType.LITERAL, "User:worker", "*", AclOperation.ANY,
+    AclPermissionType.ALLOW,
+)  # fmt: skip
 TOKEN = "geheim-token-4711-4711"
 
 
@@ -45,6 +51,7 @@ def servers(authority: Authority) -> Iterator[tuple[SecuredKafka, SecuredRedis]]
         for login, password in PASSWORDS.items():
             kafka.set_password(login, password)
             kafka.allow(login, kafka_rights(login))
+        redis.ask("ACL", "SETUSER", *redis_user(PASSWORDS["auditor"], login="auditor").split())
         yield kafka, redis
 
 
@@ -54,7 +61,9 @@ def secrets(tmp_path_factory: pytest.TempPathFactory, servers: tuple[SecuredKafk
     folder = tmp_path_factory.mktemp("secrets")
     for login, password in PASSWORDS.items():
         (folder / login).write_text(f"{password}\n", encoding="utf-8")
-    (folder / "redis").write_text(f"rediss://worker:{PASSWORDS['worker']}@{servers[1].secured}/0\n", encoding="utf-8")
+    for login in ("worker", "auditor"):
+        url = f"rediss://{login}:{PASSWORDS[login]}@{servers[1].secured}/0\n"
+        (folder / f"redis-{login}").write_text(url, encoding="utf-8")
     (folder / "token").write_text(TOKEN, encoding="utf-8")
     return folder
 
@@ -75,11 +84,14 @@ def as_login(login: str, secrets: Path) -> dict[str, str]:
     return {"SEGMENTER_KAFKA_LOGIN": login, "SEGMENTER_KAFKA_PASSWORD_FILE": str(secrets / login)}
 
 
-def worker_settings(settings: dict[str, str], authority: Authority, secrets: Path) -> dict[str, str]:
+def with_redis(
+    settings: dict[str, str], authority: Authority, secrets: Path, login: str = "worker", user: str = "worker"
+) -> dict[str, str]:
+    """Of a worker, or of whoever else needs Redis too, where ``user`` is another's name."""
     return {
         **settings,
-        **as_login("worker", secrets),
-        "SEGMENTER_REDIS_FILE": str(secrets / "redis"),
+        **as_login(login, secrets),
+        "SEGMENTER_REDIS_FILE": str(secrets / f"redis-{user}"),
         "SEGMENTER_REDIS_CA": str(authority.ca),
         "SEGMENTER_HTTP_TOKEN_FILE": str(secrets / "token"),
         "SEGMENTER_CLOCK": "event",
@@ -117,13 +129,15 @@ def test_everything_over_tls_with_the_least_rights(
     secrets: Path,
     tmp_path: Path,
 ) -> None:
-    """Events in, changes out, equal to a replay; then the password is changed, and the worker says so and ends."""
+    """Events in, changes out, equal to a replay, and so says the audit; then the password is changed, and the worker
+    says so and ends. What operators do to its fleet, they may do.
+    """
     kafka, redis = servers
     events = list(generate(Population(customers=100, days=200, seed=7)))
     expected = replay(events, until=events[-1]["occurred_at"])
     lines = "".join(f"{json.dumps(event)}\n" for event in events).encode()
     with (
-        Worker(tmp_path, worker_settings(settings, authority, secrets)) as worker,
+        Worker(tmp_path, with_redis(settings, authority, secrets)) as worker,
         Topics(kafka.address) as topics,
         stored(redis.url) as state,
     ):
@@ -133,7 +147,7 @@ def test_everything_over_tls_with_the_least_rights(
         reader = {**settings, **as_login("subscriber", secrets)}
         said = run("changes", "--from-beginning", "--json", settings=reader)
         assert moves(distinct(json.loads(line) for line in said.splitlines())) == moves(expected)
-        assert redis.ask("ACL", "LOG") == []
+        run("verify", settings=with_redis(settings, authority, secrets, "auditor", "auditor"))
         assert worker.get("/shards")[0] == 401
 
         # Sessions go on for seconds; whoever logs in anew is refused.
@@ -147,53 +161,61 @@ def test_everything_over_tls_with_the_least_rights(
         assert "Traceback" not in worker.log
         assert "geheim" not in worker.log
 
+    operator = with_redis(settings, authority, secrets, "operator")
+    assert "0 records retried" in run("dead-letters", "retry", settings=operator)
+    assert "add --yes" in run("rebuild", settings=operator, code=1)
+
+    def repartitioned() -> bool:
+        done = segmenter("repartition", "--partitions", "4", settings=operator)
+        assert done.returncode == 0 or b"workers of group segmenter run" in done.stderr, done.stderr.decode()
+        return done.returncode == 0
+
+    eventually(repartitioned, 40, "Kafka has noticed that the worker is gone")
+    assert redis.ask("ACL", "LOG") == []
+
 
 @pytest.mark.usefixtures("topics_made")
 def test_what_is_wrong_is_told_at_start(settings: dict[str, str], authority: Authority, secrets: Path) -> None:
-    """A worker that is not let in ends with a sentence that names the setting, and code 1."""
+    """Whoever is not let in ends with a sentence that names the setting, and code 1; workers begin as commands do."""
     other = Authority(secrets / "other", "other")
     in_clear = {"SECURITY": "plaintext", "LOGIN": "", "CA": "", "PASSWORD_FILE": ""}
     wrong = {
-        "SEGMENTER_KAFKA_PASSWORD": {"SEGMENTER_KAFKA_PASSWORD_FILE": str(secrets / "subscriber")},
+        "SEGMENTER_KAFKA_PASSWORD": {"SEGMENTER_KAFKA_PASSWORD_FILE": str(secrets / "worker")},
         "SEGMENTER_KAFKA_CA": {"SEGMENTER_KAFKA_CA": str(other.ca)},
-        "SEGMENTER_KAFKA_SECURITY": {f"SEGMENTER_KAFKA_{name}": value for name, value in in_clear.items()},
+        "SEGMENTER_KAFKA_SECURITY": {f"SEGMENTER_KAFKA_{name}": value for name, value in in_clear.items()}
+        # Nobody answers, which takes all the time there is.
+        | {"SEGMENTER_START_WITHIN": "3"},
         "SEGMENTER_REDIS_CA": {"SEGMENTER_REDIS_CA": str(other.ca)},
     }
-    good = {**worker_settings(settings, authority, secrets), "SEGMENTER_START_WITHIN": "5"}
+    good = with_redis(settings, authority, secrets, "subscriber")
 
-    def say(given: dict[str, str]) -> str:
-        return run("worker", settings={**good, **given}, code=1)
+    def say(named: str) -> str:
+        command = "segments" if "REDIS" in named else "changes"
+        return run(command, settings={**good, **wrong[named]}, code=1)
 
-    with ThreadPoolExecutor(len(wrong)) as pool:
-        for named, said in zip(wrong, pool.map(say, wrong.values()), strict=True):
+    with ThreadPoolExecutor(2) as pool:
+        for named, said in zip(wrong, pool.map(say, wrong), strict=True):
             assert named in said
 
 
 @pytest.mark.usefixtures("topics_made")
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("topic", "erasures"), ("topic", "segment-changes"), ("group", "segmenter")],
-)
 def test_a_right_that_is_missing_is_told(
-    settings: dict[str, str],
-    servers: tuple[SecuredKafka, SecuredRedis],
-    authority: Authority,
-    secrets: Path,
-    kind: str,
-    name: str,
+    settings: dict[str, str], servers: tuple[SecuredKafka, SecuredRedis], authority: Authority, secrets: Path
 ) -> None:
-    """A worker without one of its rights ends with a sentence, and code 1."""
-    kafka = servers[0]
-    admin = kafka.admin()
-    kind_of = ResourceType[kind.upper()]
-    lost = AclBindingFilter(
-        kind_of, name, ResourcePatternType.LITERAL, "User:worker", "*", AclOperation.ANY, AclPermissionType.ALLOW
-    )
-    (answer,) = admin.delete_acls([lost]).values()
+    """Who may not see a topic, may not read it, or may not join the group, ends with a sentence, and code 1."""
+    admin = servers[0].admin()  # named, for the answer does not outlive it
+    (answer,) = admin.delete_acls([GROUP]).values()
     assert answer.result(20)
     try:
-        said = run("worker", settings=worker_settings(settings, authority, secrets), code=1)
+        told = {
+            "into its group": run("worker", settings=with_redis(settings, authority, secrets), code=1),
+            "dead-letters": run("dead-letters", settings={**settings, **as_login("subscriber", secrets)}, code=1),
+            "authorization failed": run(
+                "changes", "--follow", settings={**settings, **as_login("producer", secrets)}, code=1
+            ),
+        }
     finally:
-        kafka.allow("worker", [right for right in kafka_rights("worker") if right[:2] == (kind, name)])
-    assert name in said
-    assert len([line for line in said.splitlines() if line.startswith("segmenter: ")]) == 1
+        servers[0].allow("worker", [right for right in kafka_rights("worker") if right[0] == "group"])
+    for name, said in told.items():
+        assert name in said
+        assert len([line for line in said.splitlines() if line.startswith("segmenter: ")]) == 1

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from streams.embedded.server import OwnedProcess
-from tests.support.zygote import Forked, Zygote
+from tests.support.zygote import Forked, zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 SEGMENTER = (sys.executable, "-m", "streams.cli")
@@ -28,8 +28,6 @@ WORKER = (*SEGMENTER, "worker")
 #: Any free port for HTTP, so that tests do not meet, and failover as quick as Kafka's default allows.
 TEST_SETTINGS = {"SEGMENTER_SESSION_TIMEOUT": "6", "SEGMENTER_HTTP_PORT": "0"}
 READY_WITHIN = 60.0
-#: While there is one, workers are forked from it.
-ZYGOTES: list[Zygote] = []
 
 
 def eventually(condition: Callable[[], object], within: float, what: str) -> None:
@@ -70,6 +68,9 @@ def output_of(*arguments: str, settings: Mapping[str, str], stdin: bytes = b"") 
 class Running:
     """A command in the background, which goes when this process does; its output is ``log``."""
 
+    #: Whether a worker is forked from a process that has imported what it needs, instead of started anew.
+    forked = True
+
     def __init__(self, folder: Path, settings: Mapping[str, str], command: Sequence[str], name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
@@ -81,8 +82,8 @@ class Running:
     def start(self) -> Self:
         """Start it, after its end again."""
         ours = environment(self._settings)
-        if ZYGOTES and self._command == WORKER and not {"LD_PRELOAD", "PYTHONPATH"} & set(self._settings):
-            self._process = ZYGOTES[-1].fork(("worker",), ours, self._log)
+        if self.forked and self._command == WORKER and not {"LD_PRELOAD", "PYTHONPATH"} & set(self._settings):
+            self._process = zygote().fork(("worker",), ours, self._log)
             return self
         env = shutil.which("env")
         assert env is not None

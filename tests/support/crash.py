@@ -12,6 +12,12 @@ from tests.support.stored import Stored
 from tests.support.topics import CHANGES, DEAD_LETTERS, Topics, distinct, moves, out_of_order
 
 
+class _Started(Worker):
+    """Started the way an operator does it."""
+
+    forked = False
+
+
 def survive_a_crash(
     recording: Recording, settings: Mapping[str, str], topics: Topics, state: Stored, rate: int, folder: Path
 ) -> None:
@@ -23,7 +29,7 @@ def survive_a_crash(
     if recording.policy is not None:
         settings["SEGMENTER_POLICY"] = str(recording.policy)
     produce = (*SEGMENTER, "produce", str(recording.file), "--until", recording.until, "--rate", str(rate))
-    with Worker(folder, settings, "victim") as victim, Worker(folder, settings, "survivor") as survivor:
+    with _Started(folder, settings, "victim") as victim, _Started(folder, settings, "survivor") as survivor:
         victim.ready()
         survivor.ready()
         with Running(folder, settings, produce, "produce") as producer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tests.support.commands import ROOT
 
 _PAGE = ROOT / "docs" / "SECURITY.md"
-_ROW = re.compile(r"^\| (\w+) \| (topic|group) \| ([\w-]+) \| ([A-Z, ]+) \|$", re.MULTILINE)
+_ROW = re.compile(r"^\| (\w+) \| (topic|group|transactional_id) \| ([\w.-]+) \| ([A-Z, ]+) \|$", re.MULTILINE)
 
 
 def kafka_rights(login: str) -> list[tuple[str, str, Sequence[str]]]:
@@ -17,9 +17,9 @@ def kafka_rights(login: str) -> list[tuple[str, str, Sequence[str]]]:
     return found
 
 
-def redis_user(password: str, *, cluster: bool = False) -> str:
+def redis_user(password: str, *, cluster: bool = False, login: str = "worker") -> str:
     """The value of redis.conf's directive ``user``, or the arguments of ACL SETUSER."""
     text = _PAGE.read_text(encoding="utf-8")
-    (line,) = re.findall(r"^user (worker .*)$", text, re.MULTILINE)
+    (line,) = re.findall(rf"^user ({login} .*)$", text, re.MULTILINE)
     (more,) = re.findall(r"^(\+command .*)$", text, re.MULTILINE)
     return line.replace("<password>", password) + (f" {more}" if cluster else "")

@@ -5,9 +5,11 @@ its own, in a session of its own, its output in a file; it dies with the process
 this process.
 """
 
+import atexit
 import contextlib
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import random
@@ -16,6 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +34,9 @@ _PR_SET_PDEATHSIG: Final = 1
 class Forked:
     """A forked worker, with what tests ask of an OwnedProcess."""
 
-    def __init__(self, zygote: "Zygote", pid: int) -> None:
+    def __init__(self, zygote: "Zygote", number: int, pid: int) -> None:
         self._zygote = zygote
+        self._number = number
         self._code: int | None = None
         self.pid = pid
 
@@ -45,7 +49,7 @@ class Forked:
         """Wait up to ``within`` seconds; return the exit code, minus the signal, or None if it still runs."""
         deadline = time.monotonic() + within
         while self._code is None:
-            self._code = self._zygote.ask(pid=self.pid)
+            self._code = self._zygote.ask(number=self._number)
             if self._code is None:
                 if time.monotonic() >= deadline:
                     return None
@@ -84,22 +88,34 @@ class Zygote:
 
     def fork(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Forked:
         """Run ``segmenter`` with these arguments and just this environment; its output goes to the end of ``log``."""
-        pid = self.ask(arguments=list(arguments), environment=dict(environment), log=str(log))
-        assert pid is not None
-        return Forked(self, pid)
+        number, pid = self.ask(arguments=list(arguments), environment=dict(environment), log=str(log))
+        return Forked(self, number, pid)
 
-    def ask(self, **request: Any) -> int | None:
-        """A new process's number, or the exit code of the one named by ``pid``."""
+    def ask(self, **request: Any) -> Any:
+        """A new process's number here and its process id, or the exit code of the one with a ``number``."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(self._path)
             connection.sendall(json.dumps(request).encode() + b"\n")
-            answer: int | None = json.loads(connection.makefile("rb").readline())
-            return answer
+            return json.loads(connection.makefile("rb").readline())
+
+
+_lock = threading.Lock()
+_started: list[Zygote] = []
+
+
+def zygote() -> Zygote:
+    """This process's own, started when it is first asked for."""
+    with _lock:
+        if not _started:
+            _started.append(Zygote().__enter__())
+            atexit.register(_started[0].__exit__)
+        return _started[0]
 
 
 def _serve(path: str) -> dict[str, Any]:
     """Answer requests; returns only in a forked process, what that is to do."""
-    ended: dict[int, int] = {}
+    # Processes' numbers are used again, ours are not.
+    numbers, running, ended = itertools.count(), dict[int, int](), dict[int, int]()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         server.bind(path + ".binding")
         server.listen(64)
@@ -108,22 +124,25 @@ def _serve(path: str) -> dict[str, Any]:
             connection, _ = server.accept()
             with connection:
                 request = json.loads(connection.makefile("rb").readline())
-                if "pid" not in request and not (answer := os.fork()):
+                if "number" in request:
+                    _collect(running, ended)
+                    answer = ended.get(request["number"])
+                elif pid := os.fork():
+                    number = next(numbers)
+                    running[pid], answer = number, [number, pid]
+                else:
                     return dict(request)
-                if "pid" in request:
-                    _collect(ended)
-                    answer = ended.get(request["pid"])
                 with contextlib.suppress(OSError):
                     connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
-def _collect(ended: dict[int, int]) -> None:
+def _collect(running: dict[int, int], ended: dict[int, int]) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            ended[pid] = os.waitstatus_to_exitcode(status)
+            ended[running.pop(pid)] = os.waitstatus_to_exitcode(status)
 
 
 def _become(request: Mapping[str, Any]) -> None:

@@ -67,6 +67,26 @@ def test_a_step_that_lasts_is_followed(step: float, caplog: pytest.LogCaptureFix
     assert [record.action for record in caplog.records] == ["clock_stepped", "clock_followed"]
 
 
+def test_another_step_must_last_anew() -> None:
+    """However long ago the first was."""
+    machine = Machine()
+    began = machine.clock.now()
+    machine.passes(1, drift=HOUR)
+    machine.passes(290)
+    machine.passes(1, drift=-2 * HOUR)
+    assert machine.passes(290) == pytest.approx(began + 582)
+    machine.passes(10)
+    assert machine.clock.now() == pytest.approx(machine.wall)
+
+
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+def test_what_is_ahead_is_ahead_of_both_clocks(step: float) -> None:
+    """A record is not refused because a clock has just been set right, or wrong."""
+    machine = Machine()
+    machine.passes(1, drift=step)
+    assert machine.clock.latest() == int(max(machine.wall, machine.clock.now()) * 1_000_000)
+
+
 def test_a_moment_that_the_wall_clock_noted() -> None:
     """Its age is what counts; a moment that seems to lie ahead is now."""
     machine = Machine()

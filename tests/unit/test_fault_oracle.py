@@ -1,18 +1,27 @@
-"""The oracle of fault runs sees each kind of damage: without this, a run that goes well would say nothing."""
+"""The oracle of fault runs sees each kind of damage: without this, a run that goes well would say nothing.
+
+And a machine that lacks something still does the runs that need it not.
+"""
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from streams.errors import ServiceUnavailable
 from streams.generator import Population, generate
 from streams.recorded import recorded_event
 from streams.replay import Replay
 from tests.faults import oracle
+from tests.faults.__main__ import Results
 from tests.faults.load import PARTITIONS, Expected, policy_of, replayed
 from tests.faults.oracle import Verdict, judge
+from tests.faults.run import Fault, perform
+from tests.faults.servers import SERVERS, Lane, Servers, Shared
 from tests.support.recordings import LIFECYCLE
 from tests.support.stored import Stored
 from tests.support.topics import Stored as Record
@@ -158,3 +167,30 @@ def test_a_snapshot_that_was_overtaken_is_seen(expected: Expected, world: World)
     customer, _ = next(each for each in world.snapshots if each[1]["sequence"] > 1)
     world.snapshots.append((customer, {"sequence": 1, "segments": {"lifecycle": "new"}}))
     assert any("another snapshot" in fault for fault in verdict(expected, world).faults)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_fault_for_which_something_is_missing_is_skipped(
+    plain: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the reason, and the others are done; only without Kafka and Redis there is nothing to do."""
+
+    def absent(lane: Lane) -> Iterator[Servers]:
+        raise ServiceUnavailable("there is no libfaketime")
+        yield
+
+    monkeypatch.setitem(SERVERS, "absent", contextmanager(absent))
+    if plain:
+        monkeypatch.setattr("tests.faults.run.PLAIN", ("absent",))
+    fault = Fault("a fault", "clock", lambda run: None, servers="absent")
+    with Shared() as shared:
+        if plain:
+            with pytest.raises(ServiceUnavailable):
+                perform(fault, 1, Lane(shared), tmp_path)
+        else:
+            result = perform(fault, 1, Lane(shared), tmp_path)
+            assert (result.skipped, result.good) == ("there is no libfaketime", True)
+            results = Results(tmp_path / "results.jsonl")
+            results.add(result.line())
+            assert (results.skipped, results.failed, results.done()) == (1, 0, set())
+    assert list(tmp_path.iterdir()) == []

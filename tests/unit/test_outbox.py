@@ -12,11 +12,13 @@ from models.changes import SNAPSHOT
 from models.errors import StateError
 from models.events import Role
 from models.instants import SECOND
+from models.partitioner import partition_of
 from models.rows import layout_of, pack
 from streams.clock import SteadyClock
 from streams.commit import OutboxEntry, Range, ShardCommit
 from streams.errors import PublishRefused
 from streams.outbox import Outbox
+from streams.repartition import move
 from streams.snapshots import put_right
 from tests.unit.build import Rec, at, purchase, record
 from tests.unit.fakes import FakePublisher, FaultyStore, eventually, processor_on, settle, threadless
@@ -528,5 +530,63 @@ def test_snapshots_are_not_sent_again_without_need() -> None:
         await bench.outbox.put(bench.commit("a"), None)
         await eventually(lambda: bench.outbox.pending == 0)
         assert bench.publisher.snapshots == []
+
+    run(scenario)
+
+
+def test_what_a_reload_interrupts_is_looked_at_again() -> None:
+    """What was sent before the shard was loaded again, and another has published, is put right by the next start."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.outbox.start(bench.header)
+        bench.publisher.block()
+        await bench.outbox.put(bench.commit("a"), None)
+        await settle()
+        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        await bench.outbox.stop(0)
+        bench.publisher.release()
+        bench.load()
+        bench.outbox.start(bench.header)
+        await eventually(lambda: bench.outbox.pending == 0)
+        assert [list(each) for each in bench.publisher.snapshots] == [["a"]]
+
+    run(scenario)
+
+
+def test_snapshots_of_a_shard_that_is_built_again_are_left_alone() -> None:
+    """Nobody is removed because nobody is there yet; it is looked at again once all are."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.outbox.start(bench.header)
+        bench.publisher.block()
+        await bench.outbox.put(bench.commit("a"), None)
+        await settle()
+        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        time, bench.store._shard(0).time = bench.store._shard(0).time, None
+        bench.publisher.release()
+        await eventually(lambda: bench.outbox.pending == 0)
+        assert bench.publisher.snapshots == []
+        bench.store._shard(0).time = time
+        await bench.outbox.put(bench.commit("b"), None)
+        await eventually(lambda: bench.outbox.pending == 0)
+        assert [sorted(each) for each in bench.publisher.snapshots] == [["a", "b"]]
+
+    run(scenario)
+
+
+def test_snapshots_of_customers_who_have_moved() -> None:
+    """A worker that slept through a repartition does not empty them: they are on another shard now."""
+
+    async def scenario(bench: Bench) -> None:
+        mover = next(name for name in "abcdefgh" if partition_of(name.encode(), 2) == 1)
+        entry = bench.commit(mover).entry
+        assert entry is not None
+        for shard in (0, 1):
+            bench.store.claim(shard, "t")
+        assert move(bench.store, 0, 1, 2, "t") == 1
+        bench.store.register(2, "g")
+        await put_right(bench.store, bench.publisher, 0, [entry])
+        (sent,) = bench.publisher.snapshots
+        assert SNAPSHOT.validate_json(sent[mover] or b"")["segments"] == {"lifecycle": "new"}
 
     run(scenario)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -11,6 +12,8 @@ from models.changes import DeadLetter
 from models.instants import NEVER, SECOND
 from models.partitioner import partition_of
 from streams.commands.produce import _Speed, due_after
+from streams.errors import ConfigurationError
+from streams.kafka.topics import require_lasting
 from streams.retry import (
     RETRY_OF,
     TOO_LARGE,
@@ -23,6 +26,7 @@ from streams.retry import (
     retried,
     waiting,
 )
+from streams.settings import Settings
 
 
 def letter(**more: Any) -> DeadLetter:
@@ -97,6 +101,14 @@ def test_the_partition_is_the_keys() -> None:
 def test_codes_are_counted() -> None:
     """For the last line of the command."""
     assert code_counts([letter(), letter(), letter(code="a")]) == {"a": 1, "wrong_partition": 2}
+
+
+@pytest.mark.parametrize(("cluster", "lasting"), [("mockCluster158c99938c14", False), ("MkU3OEVBNTcwNTJENDM2Q", True)])
+def test_a_kafka_without_transactions_is_refused(cluster: str, lasting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded broker has none, whatever it answers: what is undone there stays."""
+    monkeypatch.setattr("streams.kafka.topics.cluster_id", lambda settings: cluster)
+    with nullcontext() if lasting else pytest.raises(ConfigurationError, match="no transactions; to retry"):
+        require_lasting(Settings(), "to retry")
 
 
 # produce --speed

@@ -42,6 +42,14 @@ def test_every_refusal_is_explained() -> None:
     assert {code for row in rows("Refused records") for code in re.findall(r"`(\w+)`", row[0])} == codes
 
 
+def test_everything_that_verify_finds_is_explained() -> None:
+    """By its code."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.name.startswith("verify"))
+    codes = set(re.findall(r'(?:Finding\([\w.]+, |_suspect\(customer, |Explained\(|Suspect\()"(\w+)"', text))
+    found = {code for row in rows("When verify finds differences") for code in re.findall(r"`(\w+)`", row[0])}
+    assert found == codes
+
+
 @pytest.mark.parametrize("quote", QUOTED)
 def test_quoted_sentences_are_said(quote: str) -> None:
     """What stands between the dots is in the source, in this order, within one sentence."""

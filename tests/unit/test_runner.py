@@ -17,7 +17,7 @@ from models.events import ROLE_OF_KIND, ROLES, Role
 from models.instants import SECOND, parse
 from streams import runner as runner_module
 from streams.clock import SteadyClock
-from streams.commit import Range, ShardHeader
+from streams.commit import OutboxEntry, Range, ShardHeader
 from streams.customers import customers_of
 from streams.errors import KafkaUnavailable, PublishRefused, StoreUnavailable
 from streams.outbox import Outbox
@@ -638,6 +638,36 @@ def test_progress_is_a_commit_or_nothing_to_do(monkeypatch: pytest.MonkeyPatch) 
         clock.monotonic_now += 10
         await settle(200)
         assert bench.runner.last_progress == since
+
+    run(scenario)
+
+
+def test_what_the_broker_acknowledges_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While time waits for the broker, an idle shard stalls only if the broker does."""
+    clock = Ticking(monkeypatch)
+    monkeypatch.setattr("streams.outbox.time", clock)
+    monkeypatch.setattr("streams.outbox._AT_ONCE", 1)
+
+    async def scenario(bench: Bench) -> None:
+        bench.publisher.block()
+        for offset in range(6):
+            bench.fetch("purchases", offset, purchase(f"c{offset}", f"e{offset}", at(offset)))
+            await bench.stored(purchases=offset + 1)
+        await settle()
+        since = clock.monotonic_now
+        clock.monotonic_now += 10
+        await settle(200)
+        assert bench.runner.last_progress == since
+        sent = bench.publisher.publish
+
+        async def once(entries: Sequence[OutboxEntry]) -> None:
+            bench.publisher.block()
+            await sent(entries)
+
+        bench.publisher.publish = once  # type: ignore[method-assign]
+        bench.publisher.release()
+        await eventually(lambda: bench.runner.last_progress == clock.monotonic_now)
+        assert bench.runner.outbox.pending > 2
 
     run(scenario)
 

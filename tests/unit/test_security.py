@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from confluent_kafka import KafkaError
 from streams.errors import ConfigurationError, ServiceUnavailable
 from streams.security import Refusals, admin_options, client_options, faust_credentials, tls_context
 from streams.settings import ENV_PREFIX, SECRETS, Settings, load_settings
+from streams.store.opened import open_store
 from tests.support.commands import ROOT
 from tests.support.secured import Authority
 
@@ -123,6 +125,22 @@ def test_files_that_are_no_certificates_are_named(authority: Authority) -> None:
         tls_context(load_settings({"kafka_security": "ssl", **pair}))
 
 
+def test_files_for_redis_that_cannot_be_used_are_named(authority: Authority, tmp_path: Path) -> None:
+    """A CA that is none, another's key, and one that is encrypted, for which nobody is asked on the terminal."""
+    locked = tmp_path / "locked.key"
+    made = ("ec", "-aes256", "-passout", "pass:abcd", "-in", str(authority.client_key), "-out", str(locked))
+    subprocess.run(("openssl", *made), check=True, capture_output=True, timeout=30)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"rediss://127.0.0.1:{server.getsockname()[1]}/0"
+        for wrong in (
+            {"redis_ca": authority.key},
+            {"redis_certificate": authority.client_certificate, "redis_key": authority.key},
+            {"redis_certificate": authority.client_certificate, "redis_key": locked},
+        ):
+            with pytest.raises(ServiceUnavailable, match="SEGMENTER_REDIS_KEY must be files in PEM form"):
+                open_store(load_settings({"redis": url, **wrong}))
+
+
 def test_a_refusal_that_lasts_is_told() -> None:
     """A login or a certificate that was refused, whichever client says it; a broker that is away passes."""
     settings = load_settings({"broker": "k:1"})
@@ -145,6 +163,35 @@ def test_a_refusal_that_lasts_is_told() -> None:
         logging.getLogger("aiokafka").handlers.pop()
     with pytest.raises(ServiceUnavailable, match="SEGMENTER_KAFKA_CA"):
         refusals.check()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://user:12/{SECRET}@h:6379/0", f"redis://:{SECRET}@h:1/db", f"redis://h:1/0?password={SECRET}",
+        f"rediss://:{SECRET}@h:1/0?socket_timeout=soon", f"redis://:{SECRET}#1@h:1/0", f"redis://h:{SECRET}/0",
+    ],
+)  # fmt: skip
+def test_an_address_of_redis_that_cannot_be_used_is_not_shown(url: str) -> None:
+    """A part of the password would be taken for the host, or redis-py would end with a traceback."""
+    assert "percent-encode special characters of the password" in refused({"redis": url})
+
+
+def test_not_even_debugging_logs_a_login(capsys: pytest.CaptureFixture[str]) -> None:
+    """aiokafka logs its requests, of which the one with SASL PLAIN holds the password."""
+    from streams.kafka.worker import set_up_logging
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        set_up_logging("debug")
+        logging.getLogger("aiokafka.conn").debug("Request: %s", SECRET)
+        logging.getLogger("aiokafka.client").debug("said")
+    finally:
+        root.handlers[:], root.level = before[0], before[1]
+    shown = capsys.readouterr().err
+    assert "said" in shown
+    assert SECRET not in shown
 
 
 # Secrets from files
@@ -275,6 +322,13 @@ def test_an_audit_without_its_database_says_so_and_goes_on(audit: Any) -> None:
     for report, said in (("", "x\nConnectionError: no way"), ("", ""), (_report(skipped), "")):
         code, sentence = audit.judged(report, said)
         assert (code, "NOT AUDITED" in sentence, "\n" in sentence) == (0, True, False)
+    for said in (
+        "/usr/bin/python: No module named pip_audit",
+        "ERROR:pip_audit._cli:requirement click==8.1.7 does not contain a hash",
+        "ERROR:pip_audit._cli:invalid requirements input: requirements.lock",
+        "usage: pip-audit [-h]\npip-audit: error: unrecognized arguments: --disable-pip",
+    ):
+        assert audit.judged("", said)[0] == 1
     assert audit.judged(_report(good, skipped), "") == (
         0, "pip-audit: no known vulnerability in 1 packages; 1 could not be audited",
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Shards: which are ours, where they are read from, what of them is published, and what a person must mend."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ from models.events import ROLES, Role
 from models.instants import NEVER, SECOND
 from models.partitioner import partition_of
 from streams.errors import FleetMismatch, OffsetGap, PublishRefused, StaleOwner, StoreUnavailable
-from streams.kafka.transport import FetchedRecords, LogRange
+from streams.kafka.transport import FetchedRecords, LogRange, Progress
 from streams.processor import Clock
+from streams.rebuild import done
 from streams.shards import start_of
-from tests.unit.build import Event, Rec, at, erasure, make_policy, purchase, signup
+from tests.unit.build import Event, Rec, at, erasure, make_policy, purchase, record, signup, tick
 from tests.unit.fakes import (
     SAMPLES,
+    FakeConsumer,
     FakeKafka,
     FakePublisher,
     FakeWorker,
@@ -960,3 +963,137 @@ def test_what_a_worker_says_of_its_shards() -> None:
         assert [each["shard"] for each in worker.shards.overview()] == [1]
 
     run(scenario)
+
+
+# Rebuilt
+
+
+@pytest.mark.parametrize("clock", list(Clock))
+def test_a_shard_that_is_rebuilt_under_a_worker(clock: Clock) -> None:
+    """Nothing is told twice, what comes meanwhile is told once, and nobody is alarmed. Under either clock."""
+
+    def counted() -> list[float | None]:
+        return [
+            sample("segmenter_rewinds_total"),
+            sample("segmenter_refused_commits_total", reason="stale_owner"),
+            sample("segmenter_dead_letters_total", code="invalid_field"),
+        ]
+
+    async def scenario(fleet: Fleet) -> None:
+        a, b, c = (fleet.customer(0, which) for which in range(3))
+        worker = fleet.worker(fetch=2, batch_size=2, clock=clock)
+        fleet.kafka.now = at(61) / SECOND
+        await worker.assign(0)
+        fleet.kafka.produce([signup(a, "1", at(0)), purchase(a, "2", at(0)), purchase(b, "3", at(1))])
+        fleet.kafka.produce([purchase(b, "4", at(1), "-1.00"), purchase(b, "5", at(60)), purchase(b, "6", at(60))])
+        await worker.catch_up()
+        fleet.kafka.now = at(100) / SECOND + 1
+        fleet.kafka.append("purchases", record(tick(at(100)), timestamp=at(100) // 1000))
+        await worker.catch_up()
+        told, letters, before = fleet.moves, len(fleet.publisher.dead_letters), dict(fleet.store._shard(0).customers)
+        assert (a, "lapsed", "time", False) in told
+        assert (letters, fleet.publisher.dead_letters[0]["code"]) == (1, "invalid_field")
+
+        counts = counted()
+        fleet.store.begin_rebuild("r")
+        assert fleet.store.rewind(0, "r", 1)
+        assert not fleet.store._shard(0).customers
+        fleet.kafka.produce([purchase(c, "7", at(101))])
+        await worker.shards.follow()
+        fleet.kafka.now = at(101) / SECOND + 1
+        await worker.catch_up()
+        assert done(fleet.store, 1, "r").complete
+        after = dict(fleet.store._shard(0).customers)
+        assert after.pop(c)
+        assert after == before
+        assert (fleet.moves, len(fleet.publisher.changes)) == ([*told, (c, "new", "purchase", False)], len(told) + 1)
+        assert len(fleet.publisher.dead_letters) == letters
+        assert counted() == counts
+
+        fleet.kafka.now = at(400) / SECOND + 1
+        fleet.kafka.append("purchases", record(tick(at(400)), timestamp=at(400) // 1000))
+        await worker.catch_up()
+        assert sorted(fleet.moves[len(told) + 1 :]) == sorted((name, "lapsed", "time", False) for name in (b, c))
+        assert len(fleet.publisher.changes) == len(fleet.publisher.once())
+
+    run(scenario, partitions=1)
+
+
+def test_a_rebuild_goes_on_with_the_next_worker() -> None:
+    """Killed half-way, whatever the wall clock says meanwhile: a deadline that was told is not told again."""
+
+    async def scenario(fleet: Fleet) -> None:
+        names = [fleet.customer(0, which) for which in range(6)]
+        fleet.kafka.now = at(200) / SECOND
+        first = fleet.worker(fetch=1, batch_size=1)
+        fleet.kafka.produce(purchase(name, f"{name}-{i}", at(i)) for i, name in enumerate(names))
+        await first.assign(0)
+        await first.catch_up()
+        told = len(fleet.publisher.changes)
+        assert told == 12
+        assert fleet.store.rewind(0, "r", 1)
+        fleet.store.begin_rebuild("r")
+        await first.shards.follow()
+        await eventually(lambda: 0 < fleet.store.peek().offsets["purchases"] < 6, first.turn)
+        await first.kill()
+        fleet.kafka.now = at(300) / SECOND
+        second = fleet.worker(fetch=1, batch_size=1)
+        await second.assign(0)
+        await second.catch_up()
+        assert len(fleet.publisher.changes) == told
+        assert fleet.store.peek().offsets["purchases"] == 6
+
+    run(scenario, partitions=1)
+
+
+class WithMarkers(FakeConsumer):
+    """A consumer of topics with a transaction's marker at some offsets: it passes them without handing on anything."""
+
+    def __init__(self, kafka: FakeKafka, fetch: int, markers: Collection[int]) -> None:
+        super().__init__(kafka, fetch)
+        self.markers = markers
+        self.passed: dict[TP, int] = {}
+
+    def progress(self, tp: TP) -> Progress | None:
+        found = super().progress(tp)
+        return found and found._replace(position=max(found.position, self.passed.get(tp, 0)))
+
+    async def seek_to(self, offsets: Mapping[TP, int]) -> None:
+        await super().seek_to(offsets)
+        self.passed.clear()
+
+    def fetched(self) -> list[FetchedRecords]:
+        before, found = dict(self.read_from), []
+        for batch in super().fetched():
+            records = [each for each in batch.records if each.offset not in self.markers]
+            if records:
+                found.append(replace(batch, records=records))
+            else:
+                self.passed[batch.tp], self.read_from[batch.tp] = batch.end, before[batch.tp]
+        return found
+
+
+def test_a_rebuild_ends_at_a_marker() -> None:
+    """The shard was behind a transaction's end, which is no record, and may not come along with one this time."""
+
+    async def scenario(fleet: Fleet) -> None:
+        a = fleet.customer(0)
+        fleet.kafka.produce([purchase(a, "1", at(0)), purchase(a, "2", at(1)), purchase(a, "marker", at(1))])
+        worker = fleet.worker()
+        worker.consumer = WithMarkers(fleet.kafka, 3, {2})
+        worker.shards.attach(worker.consumer, 1)
+        await worker.assign(0)
+        await worker.catch_up()
+        assert fleet.store.peek().offsets["purchases"] == 3
+        worker.consumer.fetch = 1
+        fleet.store.begin_rebuild("r")
+        assert fleet.store.rewind(0, "r", 1)
+        await worker.shards.follow()
+        await worker.catch_up()
+        assert done(fleet.store, 1, "r").complete
+        fleet.kafka.produce([purchase(a, "3", at(2))])
+        worker.consumer.fetch = 2  # of which one begins at the marker
+        await worker.catch_up()
+        assert [move[1] for move in fleet.moves] == ["new", "regular"]
+
+    run(scenario, partitions=1)

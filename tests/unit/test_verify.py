@@ -230,10 +230,22 @@ class TestPublished:
         assert (finding.what, finding.customer) == ("order", "bob")
         assert finding.why[0].startswith("sequences: 2, 1")
 
-    def test_a_record_that_is_no_change(self) -> None:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b"hello", b"[]", b"1", b"null", b'{"customer_id":"bob","change_id":"00"}', {"sequence": "1"},
+            {"sequence": 10**30}, {"sequence": 1.5}, {"customer_id": 5}, {"change_id": "00"}, {"change_id": []},
+            {"segments": [1]}, {"from": {}}, {"event_id": 1}, {"cause": None}, {"change_id": " 0" * 16},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_a_record_that_is_no_change(self, value: bytes | dict[str, object]) -> None:
         made = fleet()
-        made.log.put(CHANGES, b"bob", b"hello")
-        assert one(made).what == "foreign"
+        if isinstance(value, dict):
+            value = json.dumps(json.loads(made.log.records[CHANGES, 0][-1].value or b"") | value).encode()
+        rows(made)["bob"] = set_orders(rows(made)["bob"], 9)
+        made.log.put(CHANGES, b"bob", value)
+        assert sorted(each.what for each in found(made)) == ["foreign", "state"]
 
     @pytest.mark.parametrize(
         ("customer", "spoil", "says"),
@@ -246,9 +258,10 @@ class TestPublished:
             ),
             ("ann", lambda value: value.replace(b'"sequence":3', b'"sequence":1'), "is of change 1"),
             ("ann", lambda value: b"{", "cannot be read"),
+            ("ann", lambda value: b'{"segments":[],"sequence":3}', "cannot be read"),
             ("cid", lambda value: b"{}", "nothing is known about this customer"),
         ],
-        ids=["removed", "label", "sequence", "damaged", "erased"],
+        ids=["removed", "label", "sequence", "damaged", "no labels", "erased"],
     )
     def test_a_stale_snapshot(self, customer: str, spoil: Callable[[bytes], bytes | None], says: str) -> None:
         made = fleet()
@@ -286,6 +299,14 @@ class TestWhatIsKept:
         assert report.findings == []
         assert ["is kept since" in note for note in report.notes] == [True]
 
+    def test_letters_before_those_that_are_kept_are_not_missed(self) -> None:
+        spoiled = [{**purchase("ann", f"e-{i}", at(122)), "currency": "XXX"} for i in (7, 8)]
+        made = fleet([*history(), *spoiled])
+        made.log.expire(LETTERS, 0, 1)
+        report = made.verify()
+        assert report.findings == []
+        assert ["dead-letters is kept since" in note for note in report.notes] == [True]
+
     def test_a_lost_change_among_those_that_are_kept_is_found(self) -> None:
         made = fleet()
         made.log.expire(CHANGES, 0, 1)
@@ -309,7 +330,37 @@ class TestWhatIsKept:
         made.store._shard(0).settled = at(1)
         report = made.verify()
         assert report.findings == []
-        assert ["start a worker" in note for note in report.notes] == [True]
+        assert "start a worker" in (report.unverified or "")
+
+    def test_a_shard_of_which_nothing_is_stored_cannot_be_verified(self) -> None:
+        report = fleet(run=False).verify()
+        assert report.findings == []
+        assert "nothing of it is stored" in (report.unverified or "")
+
+    def test_what_a_clock_refuses_meanwhile_cannot_be_verified(self) -> None:
+        made = fleet()
+        look = made.store.moment
+        letter = {"topic": "purchases", "partition": 0, "offset": 2, "code": "recorded_ahead"}
+
+        def moment(shard: int, cursor: int | None, customers: Sequence[str] = (), count: int = 5_000) -> object:
+            if cursor is None and not made.log.records[LETTERS, 0]:
+                made.log.put(LETTERS, None, orjson.dumps(letter), 0)
+            return look(shard, cursor, customers, count)
+
+        made.store.moment = moment  # type: ignore[method-assign,assignment]
+        report = made.verify()
+        assert (report.findings, "try again" in (report.unverified or "")) == ([], True)
+
+    def test_more_customers_than_can_be_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("streams.verify._SUSPECTS", 1)
+        made = Fleet(make_policy())
+        for number in range(3):
+            made.put([purchase(f"c-{number}", f"e-{number}", at(200 + number))])
+            made.run()
+            made.put([signup(f"d-{number}", f"s-{number}", at(1))])
+            made.run()
+        report = made.verify()
+        assert (report.findings, "too many" in (report.unverified or "")) == ([], True)
 
 
 class TestUpkeep:
