@@ -21,7 +21,7 @@ demo: $(READY)
 	$(BIN)/segmenter demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 unit: $(READY)  # without servers
 	$(BIN)/python -m pytest tests/unit tests/properties

@@ -41,7 +41,10 @@ _STALE_RETRY: Final = 1.0
 #: How often a batch that waits for a lagging topic is looked at again, in seconds.
 _BLOCKED_POLL: Final = 0.02
 #: Commits that may wait for the broker before time moves more customers.
-_MOST_BEHIND: Final = 2
+_MOST_BEHIND: Final = 4
+#: Customers whom time alone may move in one commit, whatever the batch size is.
+_SLICE: Final = 500
+_SMALL_SLICE: Final = 50
 #: Seconds between the timestamp a producer gives a record and its arrival at the broker, at most.
 _PRODUCER_DELAY: Final = 0.5
 
@@ -212,7 +215,8 @@ class ShardRunner:
     @property
     def _slice(self) -> int:
         """Customers whom time alone may move in one commit: few beside live events while the broker is behind."""
-        return max(1, self._settings.batch_size // (50 if self._behind else 5))
+        most = self._settings.batch_size
+        return min(most, max(_SMALL_SLICE, most // 50) if self._behind else max(_SLICE, most // 5))
 
     async def _settle(self) -> bool:
         """Apply a slice of what is already due, as after new cut-offs or another policy. Returns whether any was."""

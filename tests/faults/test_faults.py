@@ -1,11 +1,9 @@
 """A selection of the faults for ``make test``; all of them run with ``make faults`` (see docs/RELIABILITY.md).
 
-The runs happen at the same time, a few at once. Each chosen fault and each state happens once; while there is time,
-those of workers happen again with another seed.
+The runs happen at the same time, a few at once. Each chosen fault and each state happens once.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -22,8 +20,6 @@ from tests.support.real_kafka import KafkaUnavailable
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 LANES = 3
-#: No further run is begun later than this, in seconds, unless it is the first of its fault.
-ENOUGH = 150.0
 
 
 class Task(NamedTuple):
@@ -39,21 +35,16 @@ class Task(NamedTuple):
         return replace(fault, **fault.short)
 
 
-SELECTED = [fault for fault in FAULTS.values() if fault.selected]
-TASKS = [
-    *(Task(fault.name, 1) for fault in SELECTED),
-    *(Task(fault.name, seed) for seed in (2, 3) for fault in SELECTED if fault.group == "worker"),
-]
+TASKS = [Task(fault.name, 1) for fault in FAULTS.values() if fault.selected]
 
 
 class Runs:
     """Does the runs in lanes; the first lane has a Kafka that may be harmed."""
 
     def __init__(self, tasks: list[Task], folder: Path) -> None:
-        self.results: dict[Task, Future[Result | None]] = {task: Future() for task in tasks}
+        self.results: dict[Task, Future[Result]] = {task: Future() for task in tasks}
         self._waiting = list(tasks)
         self._taking = threading.Lock()
-        self._began = time.monotonic()
         self._folder = folder
 
     def work(self, lane: Lane) -> None:
@@ -61,9 +52,6 @@ class Runs:
         with lane:
             while (task := self._next(lane)) is not None:
                 result = self.results[task]
-                if task.seed > 1 and time.monotonic() - self._began > ENOUGH:
-                    result.set_result(None)
-                    continue
                 try:
                     result.set_result(perform(task.fault, task.seed, lane, self._folder))
                 except BaseException as error:
@@ -114,8 +102,6 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_fault(task: Task, runs: Runs) -> None:
     """Nothing is lost, nothing is doubled, order holds, and everything stored is what a replay stores."""
     result = runs.results[task].result()
-    if result is None:
-        pytest.skip(f"one run has been done, and {ENOUGH:g} s are over; make faults does them all")
     if result.skipped:
         pytest.skip(result.skipped)
     again = f"python -m tests.faults --only {task.name!r} --seed {task.seed} --runs 1"

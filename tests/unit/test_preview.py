@@ -162,7 +162,8 @@ def test_what_is_predicted_is_what_then_happens(
     moves = Counter(Move(change["dimension"], change["from"], change["to"]) for change in really)
     assert sum((found.moves.counts - moves).values()) == found.moves.withheld
     assert {change["cause"] for change in really} <= {"policy"}
-    if old == new != "dwelling":  # a policy ends every dwell
+    # A policy ends every dwell; and at the very instant of a summary, cut-offs of it are newer than those in force.
+    if old == new != "dwelling" and at(day) % (28 * DAY):
         assert not found.moves.counts
 
 
