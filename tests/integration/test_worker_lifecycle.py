@@ -227,7 +227,7 @@ def stops_with_records_in_flight(folder: Path) -> None:
         _stops(worker)
         assert state.behind(topics) > 0, "everything had been processed before it stopped"
         worker.start()
-        eventually(lambda: state.settled(topics), 60, "the rest is processed")
+        eventually(lambda: state.settled(topics), 120, "the rest is processed")
         _agrees(events, topics)
         _stops(worker)
 
