@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.real_kafka import KafkaUnavailable, RealKafka
+from tests.support.real_redis import RealRedis, RedisUnavailable
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
@@ -21,6 +22,16 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the recorded events are not here: put the data beside the repository, in ../shared/data")
     return folder
+
+
+@pytest.fixture
+def redis() -> Iterator[RealRedis]:
+    """A Redis of the test's own."""
+    try:
+        with RealRedis(aof=False) as server:
+            yield server
+    except RedisUnavailable as unavailable:
+        pytest.skip(str(unavailable))
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from streams.errors import ServiceUnavailable
 from streams.kafka.commits import Told
-from streams.security import admin_options, client_options
+from streams.kafka.topics import admin_client
+from streams.security import client_options
 from streams.settings import Settings
 
 _WITHIN: Final = 30.0
@@ -46,19 +47,10 @@ def committed(settings: Settings, partitions: int) -> dict[tuple[str, int], tupl
     """The group's commit of each input topic's partitions, None if there is none. Raises ServiceUnavailable."""
     # Not with librdkafka's client, which reads beyond the end of a commit's metadata.
     from kafka import TopicPartition as Place
-    from kafka.admin import KafkaAdminClient
-    from kafka.errors import KafkaError
 
     places = [Place(topic, each) for topic in settings.topics.values() for each in range(partitions)]
-    admin: Any = None
-    try:
-        admin = KafkaAdminClient(**admin_options(settings), bootstrap_timeout_ms=int(settings.start_within * 1000))
+    with admin_client(settings, "say how far the group is") as admin:
         stored = admin.list_group_offsets({settings.group: places})[settings.group]
-    except KafkaError as error:
-        raise ServiceUnavailable(f"Kafka at {settings.broker} did not say how far the group is: {error}") from None
-    finally:
-        if admin is not None:
-            admin.close()
     found: dict[tuple[str, int], tuple[int | None, Told]] = {}
     for place in places:
         commit = stored.get(place)

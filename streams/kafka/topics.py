@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -164,14 +165,28 @@ def _await(settings: Settings, topics: list[str]) -> None:
         time.sleep(_LOOK_EVERY)
 
 
-def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> None:
-    # Imported late: only this command needs it.
-    from kafka import errors
-    from kafka.admin import KafkaAdminClient, NewTopic
+@contextmanager
+def admin_client(settings: Settings, what: str) -> Iterator[Any]:
+    """kafka-python's KafkaAdminClient. Raises ServiceUnavailable, which says that Kafka did not do ``what``."""
+    # Imported late: only operators' commands need it.
+    from kafka.admin import KafkaAdminClient
+    from kafka.errors import KafkaError as Refused
 
-    admin: Any = None
     try:
-        admin = KafkaAdminClient(**admin_options(settings), bootstrap_timeout_ms=int(settings.start_within * 1000))
+        client = KafkaAdminClient(**admin_options(settings), bootstrap_timeout_ms=int(settings.start_within * 1000))
+        try:
+            yield client
+        finally:
+            client.close()
+    except Refused as error:
+        raise ServiceUnavailable(f"Kafka at {settings.broker} did not {what}: {error}") from None
+
+
+def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> None:
+    from kafka.admin import NewTopic
+    from kafka.errors import TopicAlreadyExistsError
+
+    with admin_client(settings, "create the topics") as admin:
         for topic in topics:
             new = NewTopic(
                 name=topic.name,
@@ -179,12 +194,5 @@ def _create(settings: Settings, topics: list[TopicPlan], replication: int) -> No
                 replication_factor=replication,
                 topic_configs=topic.config,
             )
-            try:
+            with suppress(TopicAlreadyExistsError):
                 admin.create_topics([new])
-            except errors.TopicAlreadyExistsError:
-                continue
-    except errors.KafkaError as error:
-        raise ServiceUnavailable(f"Kafka at {settings.broker} did not create the topics: {error}") from None
-    finally:
-        if admin is not None:
-            admin.close()

@@ -4,7 +4,6 @@ Refunds, redeliveries and events of nobody are among the events. One replay is k
 compared is what Redis holds and what `segmenter export` says.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from streams.store.redis import RedisStore
 from tests.e2e.batch import frame, labels, month_ends
 from tests.e2e.month_by_month import assert_labels, in_force, run
 from tests.support.commands import output_of
-from tests.support.real_redis import RealRedis, RedisUnavailable
+from tests.support.real_redis import RealRedis
 
 COLUMNS = ["region", "rfm", "value", "spend", "pace"]
 
@@ -38,16 +37,6 @@ def recorded(data_folder: Path) -> list[RecordedEvent]:
 def ends() -> list[int]:
     """The ends of Online Retail II's 25 months."""
     return month_ends("2010-01-01", "2012-01-01")
-
-
-@pytest.fixture
-def redis() -> Iterator[RealRedis]:
-    """A Redis of the test's own."""
-    try:
-        with RealRedis(aof=False) as server:
-            yield server
-    except RedisUnavailable as unavailable:
-        pytest.skip(str(unavailable))
 
 
 def test_what_redis_holds_at_month_ends(

@@ -53,14 +53,19 @@ def kafka_away(run: Run) -> Worker:
     return run.workers[0]
 
 
+def _frozen(run: Run, server: int, least: float) -> Worker:
+    """Stop a server's process until the run's end, for ``least`` seconds before the worker is told to stop."""
+    os.kill(server, signal.SIGSTOP)
+    run.on_end(lambda: os.kill(server, signal.SIGCONT))
+    time.sleep(run.rng.uniform(least, 2))
+    return run.workers[0]
+
+
 @state("publishing is blocked", servers="kafka")
 def publishing_blocked(run: Run) -> Worker:
     """The broker has connections and answers nothing."""
     run.until_produced(0.2)
-    os.kill(run.kafka.pid, signal.SIGSTOP)
-    run.on_end(lambda: os.kill(run.kafka.pid, signal.SIGCONT))
-    time.sleep(run.rng.uniform(1, 2))
-    return run.workers[0]
+    return _frozen(run, run.kafka.pid, least=1)
 
 
 @state("Redis is away at an assignment", servers="redis", workers=2)
@@ -78,10 +83,7 @@ def redis_away(run: Run) -> Worker:
 def redis_hangs(run: Run) -> Worker:
     """Redis has connections and answers nothing, under load."""
     run.until_produced(0.2)
-    os.kill(run.redis.pid, signal.SIGSTOP)
-    run.on_end(lambda: os.kill(run.redis.pid, signal.SIGCONT))
-    time.sleep(run.rng.uniform(0.5, 2))
-    return run.workers[0]
+    return _frozen(run, run.redis.pid, least=0.5)
 
 
 @state("loading large shards")

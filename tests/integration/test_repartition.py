@@ -3,7 +3,6 @@
 import json
 import random
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tests.support import in_process
 from tests.support.commands import SEGMENTER, Running, Worker, eventually
 from tests.support.fleet import fleet
 from tests.support.real_kafka import RealKafka
-from tests.support.real_redis import RealRedis, RedisUnavailable
+from tests.support.real_redis import RealRedis
 from tests.support.recordings import LIFECYCLE
 from tests.support.stored import Stored, stored
 from tests.support.topics import CHANGES, DEAD_LETTERS, Topics, distinct, moves, out_of_order
@@ -24,16 +23,6 @@ from tests.support.topics import CHANGES, DEAD_LETTERS, Topics, distinct, moves,
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 UNTIL = "2025-01-31T00:00:00Z"
-
-
-@pytest.fixture
-def redis() -> Iterator[RealRedis]:
-    """A Redis of the test's own."""
-    try:
-        with RealRedis(aof=False) as server:
-            yield server
-    except RedisUnavailable as unavailable:
-        pytest.skip(str(unavailable))
 
 
 def _reached(state: Stored, name: str, mark: str) -> bool:

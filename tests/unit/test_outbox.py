@@ -68,6 +68,14 @@ class Bench:
         """Customers whose change was published, in that order."""
         return [change["customer_id"] for change in self.publisher.changes]
 
+    async def overtaken(self, customer: str) -> None:
+        """Begin to publish a commit, which another worker then publishes and removes; the broker waits for release."""
+        self.outbox.start(self.header)
+        self.publisher.block()
+        await self.outbox.put(self.commit(customer), None)
+        await settle()
+        self.store.acknowledge(0, [entry.id for entry in self.store.peek().entries])
+
     async def end(self) -> None:
         """Stop without waiting."""
         await self.outbox.stop(0)
@@ -478,11 +486,7 @@ def test_what_another_has_published_is_followed_by_what_is_stored(erased: bool) 
     """The entry is gone when it is to be removed, so what was sent came late, and must not be the last word."""
 
     async def scenario(bench: Bench) -> None:
-        bench.outbox.start(bench.header)
-        bench.publisher.block()
-        await bench.outbox.put(bench.commit("a"), None)
-        await asyncio.sleep(0)
-        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        await bench.overtaken("a")
         if erased:
             bench.store._shard(0).customers.clear()
         bench.publisher.release()
@@ -538,11 +542,7 @@ def test_what_a_reload_interrupts_is_looked_at_again() -> None:
     """What was sent before the shard was loaded again, and another has published, is put right by the next start."""
 
     async def scenario(bench: Bench) -> None:
-        bench.outbox.start(bench.header)
-        bench.publisher.block()
-        await bench.outbox.put(bench.commit("a"), None)
-        await settle()
-        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        await bench.overtaken("a")
         await bench.outbox.stop(0)
         bench.publisher.release()
         bench.load()
@@ -557,11 +557,7 @@ def test_snapshots_of_a_shard_that_is_built_again_are_left_alone() -> None:
     """Nobody is removed because nobody is there yet; it is looked at again once all are."""
 
     async def scenario(bench: Bench) -> None:
-        bench.outbox.start(bench.header)
-        bench.publisher.block()
-        await bench.outbox.put(bench.commit("a"), None)
-        await settle()
-        bench.store.acknowledge(0, [entry.id for entry in bench.store.peek().entries])
+        await bench.overtaken("a")
         time, bench.store._shard(0).time = bench.store._shard(0).time, None
         bench.publisher.release()
         await eventually(lambda: bench.outbox.pending == 0)
