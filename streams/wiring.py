@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from streams import metrics
+from streams import memory, metrics
 from streams.activations import Activations
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.kafka.topics import cluster_id, input_partitions
@@ -22,6 +22,7 @@ def worker_app(settings: Settings | None = None) -> SegmenterApp:
 
     Raises ConfigurationError, ServiceUnavailable or FleetMismatch, each a sentence for the operator.
     """
+    memory.bound()
     settings = settings or load_settings()
     policy = settings.load_policy()
     store = open_store(settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import asyncio
 import logging
 import sys
 import time
@@ -12,7 +12,7 @@ import faust
 from yarl import URL
 
 from models.errors import SegmenterError
-from streams import metrics
+from streams import memory, metrics
 from streams.api import HttpServer
 from streams.kafka.agents import declare_agents
 from streams.kafka.transport import BatchTransport
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks after the shards.
 _WATCH_EVERY = 0.5
+#: Seconds between two times of giving memory back: what shards took to be loaded is not kept for long.
+_GIVE_BACK_EVERY = 15.0
 
 
 class Worker(faust.Worker):
@@ -71,10 +73,7 @@ class SegmenterApp(faust.App):
         self.shards = shards
         self._partitions = partitions
         self._refusals = refusals
-        # A batch makes thousands of short-lived dictionaries and no cycles: looking for cycles at Python's default
-        # pace costs a tenth of the time.
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 20)
+        memory.collect_seldom()
         self._assigned_once = False
         self.watchdog = Watchdog(shards.last_progress, settings.stall_after)
         self.http = HttpServer(
@@ -129,6 +128,7 @@ class SegmenterApp(faust.App):
         self.watchdog.start()
         self.add_future(self._keep_watch())
         self.add_future(self._keep_following())
+        self.add_future(self._keep_small())
         log.info("worker of group %s, metrics at http://%s/metrics", self.settings.group, self.http.address)
 
     async def _keep_watch(self) -> None:
@@ -151,6 +151,11 @@ class SegmenterApp(faust.App):
             except Exception as error:
                 self.fail(error)
             await self.sleep(_WATCH_EVERY)
+
+    async def _keep_small(self) -> None:
+        while not self.should_stop:
+            await self.sleep(_GIVE_BACK_EVERY)
+            await asyncio.to_thread(memory.give_back)
 
     def on_rebalance_end(self) -> None:
         """The worker has its share of the partitions, which may be none."""
