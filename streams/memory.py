@@ -1,8 +1,9 @@
 """Memory of a process that lives for months: what shards have given up goes back to the system.
 
-Loading a shard takes and frees several times its size, in whichever thread is free. glibc gives every thread a heap of
-its own, keeps what is freed there, and learns from large blocks to keep still larger ones: a worker that is given
-shards again and again would grow until each heap has seen the largest of them.
+A shard that is taken away in the middle of a failure leaves a cycle behind (the error knows the frames that it passed,
+which know the shard), and its whole table with it, until somebody looks for cycles. Loading a shard takes and frees
+several times its size, in whichever thread is free; glibc gives every thread a heap of its own, keeps what is freed
+there, and learns from large blocks to keep still larger ones.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def bound() -> None:
 
 
 def collect_seldom() -> None:
-    """Look for cycles seldom, and not among what is there already.
+    """Leave looking for cycles to ``tidy``, and never look among what is there already.
 
-    A batch makes thousands of short-lived dictionaries and no cycles: at Python's default pace that costs a tenth of
-    the time.
+    A batch makes thousands of short-lived dictionaries and no cycles: at Python's default pace looking costs a tenth
+    of the time.
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
 
 
-def give_back() -> None:
-    """Give freed memory back to the system; takes milliseconds."""
+def tidy() -> None:
+    """Free what is left in cycles, and give all that is free back to the system; takes milliseconds."""
+    gc.collect()
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)

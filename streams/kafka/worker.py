@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks after the shards.
 _WATCH_EVERY = 0.5
-#: Seconds between two times of giving memory back: what shards took to be loaded is not kept for long.
-_GIVE_BACK_EVERY = 15.0
+#: Seconds for which what shards have given up may stay in memory.
+_TIDY_EVERY = 15.0
 
 
 class Worker(faust.Worker):
@@ -128,7 +128,7 @@ class SegmenterApp(faust.App):
         self.watchdog.start()
         self.add_future(self._keep_watch())
         self.add_future(self._keep_following())
-        self.add_future(self._keep_small())
+        self.add_future(self._keep_tidy())
         log.info("worker of group %s, metrics at http://%s/metrics", self.settings.group, self.http.address)
 
     async def _keep_watch(self) -> None:
@@ -152,10 +152,10 @@ class SegmenterApp(faust.App):
                 self.fail(error)
             await self.sleep(_WATCH_EVERY)
 
-    async def _keep_small(self) -> None:
+    async def _keep_tidy(self) -> None:
         while not self.should_stop:
-            await self.sleep(_GIVE_BACK_EVERY)
-            await asyncio.to_thread(memory.give_back)
+            await self.sleep(_TIDY_EVERY)
+            await asyncio.to_thread(memory.tidy)
 
     def on_rebalance_end(self) -> None:
         """The worker has its share of the partitions, which may be none."""

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+
+from streams import memory
 
 #: Threads that take 40 MB each in blocks of 2 kB at the same time, and free all but every hundredth of them.
 _LOADS = """
@@ -32,7 +35,7 @@ for thread in threads:
 for thread in threads:
     thread.join()
 full = resident()
-memory.give_back()
+memory.tidy()
 print(full - before, resident() - before)
 """
 
@@ -45,3 +48,21 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
     kept, left = (float(figure) for figure in said.stdout.split())
     assert kept > 40, "freed blocks lie between blocks in use, so nothing goes back by itself"
     assert left < kept / 3
+
+
+def test_what_is_left_in_cycles_is_freed() -> None:
+    class Shard:
+        error: Exception
+
+    def fail(shard: Shard) -> None:
+        try:
+            raise ValueError("away")
+        except ValueError as error:
+            shard.error = error  # which knows this frame, which knows the shard
+
+    fail(shard := Shard())
+    left = weakref.ref(shard)
+    del shard
+    assert left() is not None
+    memory.tidy()
+    assert left() is None
