@@ -21,6 +21,7 @@ from models.errors import InstantError, Refused
 from models.events import DEFAULT_KIND, KINDS_OF_ROLE, ROLES, VALUES, Attributes, Kind, Role
 from models.instants import Instants, format_instant, parse_column
 from models.partitioner import partitions_of
+from models.plain import plain_purchases
 from models.policy import Policy
 
 _KINDS: Final = {kind.name.lower(): kind.value for kind in Kind}
@@ -143,9 +144,30 @@ def _text(value: str | float | bool | None) -> str | None:
 _Carried = Sequence[tuple[int, Attributes]]
 
 
-def _texts(events: Sequence[Mapping[str, Any]], carried: _Carried, name: str) -> list[str | None]:
+class _Fields(Protocol):
+    """Validated events by field."""
+
+    def __len__(self) -> int: ...
+    def column(self, name: str, default: Any = None) -> list[Any]: ...
+
+
+class _Validated:
+    """Events as pydantic gives them."""
+
+    def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
+        self._events = events
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def column(self, name: str, default: Any = None) -> list[Any]:
+        """Each event's value of a field, the default where it is absent."""
+        return [event.get(name, default) for event in self._events]
+
+
+def _texts(events: _Fields, carried: _Carried, name: str) -> list[str | None]:
     """Each event's text of an attribute; a field of the event wins over the free attributes."""
-    column: list[str | None] = [event.get(name) for event in events] if name in EVENT_TEXTS else [None] * len(events)
+    column: list[str | None] = events.column(name) if name in EVENT_TEXTS else [None] * len(events)
     for i, attributes in carried:
         if column[i] is None:
             column[i] = _text(attributes.get(name))
@@ -175,21 +197,22 @@ def _number(name: str, value: object) -> float:
     )
 
 
-def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], policy: Policy) -> EventBatch:
+def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy) -> EventBatch:
     """Validated events as columns. Raises Refused or InstantError if any of them cannot be converted."""
-    default = DEFAULT_KIND[role]
-    kinds = np.array([_KINDS[event.get("kind", default)] for event in events], dtype=np.int8)
+    kinds = np.array([_KINDS[kind] for kind in events.column("kind", DEFAULT_KIND[role])], dtype=np.int8)
     amount = np.zeros(len(events), dtype=np.int64)
     if role == "purchases":
         paid = np.flatnonzero(kinds != Kind.TICK)
-        priced = events if len(paid) == len(events) else [events[i] for i in paid.tolist()]
-        amount[paid] = policy.converter.column([e["amount"] for e in priced], [e["currency"] for e in priced])
+        at = paid.tolist()
+        priced = [_taken(events.column(name), paid, at) for name in ("amount", "currency")]
+        amount[paid] = policy.converter.column(*priced)
     score = np.zeros(len(events), dtype=np.int64)
     if role == "signups":
         asked = np.flatnonzero(kinds == Kind.SURVEY)
-        score[asked] = np.rint([float(events[i]["score"]) * 100 for i in asked.tolist()])
-    event_id = [event.get("event_id", "") for event in events]
-    free = [event.get("attributes") for event in events]
+        scores = events.column("score")
+        score[asked] = np.rint([float(scores[i]) * 100 for i in asked.tolist()])
+    event_id = events.column("event_id", "")
+    free = events.column("attributes")
     carried = [(i, each) for i, each in enumerate(free) if each] if any(free) else []
     texts = dict.fromkeys((*policy.attributes.keep, *(tally.of for tally in policy.tallies)))
     return EventBatch(
@@ -197,13 +220,13 @@ def _columns(role: Role, events: list[dict[str, Any]], records: list[Record], po
         offset=np.array([record.offset for record in records], dtype=np.int64),
         # Clipped so that a timestamp beyond all reason stays beyond it, instead of wrapping around.
         recorded_at=np.array([record.timestamp for record in records], dtype=np.int64).clip(-(2**52), 2**52) * 1000,
-        occurred_at=parse_column([event["occurred_at"] for event in events]),
+        occurred_at=parse_column(events.column("occurred_at")),
         kind=kinds,
         amount=amount,
         score=score,
         # 0 marks an empty place among the remembered ids.
         event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
-        customer=[event.get("customer_id", "") for event in events],
+        customer=events.column("customer_id", ""),
         event_id=event_id,
         record=records,
         attributes={name: _texts(events, carried, name) for name in texts},
@@ -279,7 +302,7 @@ def _validated(role: Role, record: Record) -> dict[str, Any]:
 def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
     """One record as a batch of one. Raises Refused."""
     try:
-        batch = _columns(role, [_validated(role, record)], [record], reader.policy)
+        batch = _columns(role, _Validated([_validated(role, record)]), [record], reader.policy)
     except InstantError:
         raise Refused("invalid_field", "occurred_at: is no real date and time") from None
     for refused in _misplaced(batch, reader).values():
@@ -287,14 +310,19 @@ def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
     return batch
 
 
+def _events(role: Role, values: Sequence[bytes | None]) -> _Fields:
+    """The values as validated events. Raises ValidationError, or TypeError for an empty value."""
+    if role == "purchases" and (plain := plain_purchases(values)) is not None:
+        return plain
+    validate = VALUES[role].validate_json
+    return _Validated([validate(value) for value in values])  # type: ignore[arg-type]
+
+
 def read(role: Role, records: Sequence[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
     """Records of one topic as a batch of those that can be used, and the refusals of the others."""
     records = list(records)
-    validate = VALUES[role].validate_json
     try:
-        # A value of None raises TypeError, which makes it a record to look at on its own.
-        events = [validate(record.value) for record in records]  # type: ignore[arg-type]
-        batch = _columns(role, events, records, reader.policy)
+        batch = _columns(role, _events(role, [record.value for record in records]), records, reader.policy)
         wrong = _misplaced(batch, reader)
     except (ValidationError, Refused, InstantError, TypeError):
         return _read_one_by_one(role, records, reader)
@@ -317,7 +345,7 @@ def _read_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple
         except Refused as error:
             refused.append((i, Refusal(role, record, error.code, error.reason)))
     try:
-        batch = _columns(role, events, good, reader.policy)
+        batch = _columns(role, _Validated(events), good, reader.policy)
     except (Refused, InstantError):
         return _convert_one_by_one(role, records, reader)
     wrong = _misplaced(batch, reader)
@@ -328,7 +356,7 @@ def _read_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple
 
 
 def _convert_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
-    batches = [_columns(role, [], [], reader.policy)]
+    batches = [_columns(role, _Validated([]), [], reader.policy)]
     refusals = []
     for record in records:
         try:

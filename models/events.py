@@ -32,23 +32,25 @@ class Kind(IntEnum):
 Role = Literal["signups", "purchases", "erasures"]
 ROLES: Final[tuple[Role, ...]] = ("signups", "purchases", "erasures")
 
-Text = Annotated[str, Field(min_length=1, max_length=256)]
+#: Characters of an id or another text, at most.
+LONGEST_TEXT: Final = 256
+Text = Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)]
 CustomerId = Annotated[
-    str, Field(min_length=1, max_length=256, pattern=r"^[^\u0000]*$", description="the record's key, as text")
+    str, Field(min_length=1, max_length=LONGEST_TEXT, pattern=r"^[^\u0000]*$", description="the record's key, as text")
 ]
 Instant = Annotated[
     str,
     Field(pattern=RFC3339, description="RFC 3339 with an offset"),
     WithJsonSchema({"type": "string", "format": "date-time", "pattern": RFC3339}),
 ]
-_AMOUNT: Final = r"^[0-9]{1,13}(\.[0-9]{1,6})?$"
+AMOUNT: Final = r"^[0-9]{1,13}(\.[0-9]{1,6})?$"
 Amount = Annotated[
     str,
-    Field(coerce_numbers_to_str=True, pattern=_AMOUNT),
+    Field(coerce_numbers_to_str=True, pattern=AMOUNT),
     WithJsonSchema(
         {
             "description": "not negative: the kind carries the sign",
-            "anyOf": [{"type": "string", "pattern": _AMOUNT}, {"type": "number", "minimum": 0}],
+            "anyOf": [{"type": "string", "pattern": AMOUNT}, {"type": "number", "minimum": 0}],
         }
     ),
 ]
@@ -63,8 +65,9 @@ Score = Annotated[
         }
     ),
 ]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
-_ShortText = Annotated[str, Field(max_length=256)]
+CURRENCY: Final = r"^[A-Z]{3}$"
+Currency = Annotated[str, Field(pattern=CURRENCY, description="ISO 4217")]
+_ShortText = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Attributes = dict[_ShortText, _ShortText | int | float | bool | None]
 
 
@@ -152,6 +155,8 @@ VALUES: Final[dict[Role, TypeAdapter[Any]]] = {
     "signups": TypeAdapter(SignupsValue),
     "erasures": TypeAdapter(Erasure),
 }
+#: What an event's free attributes may be.
+ATTRIBUTES: Final[TypeAdapter[Attributes | None]] = TypeAdapter(Attributes | None)
 #: The kind a value has when it does not say one.
 DEFAULT_KIND: Final[dict[Role, str]] = {"purchases": "purchase", "signups": "signup", "erasures": "erasure"}
 

@@ -185,7 +185,7 @@ class NaiveAgent(Contender):
     name = "naive Faust agent"
 
     def command(self) -> list[str]:
-        script = Path(__file__).with_name("naive_agent.py")
+        script = Path(__file__).parent / "peers" / "naive_agent.py"
         return [sys.executable, str(script), self.stack.broker.address, self.stack.redis.url]
 
     def processed(self) -> int:
