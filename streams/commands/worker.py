@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from typing import Any
 
@@ -21,8 +21,9 @@ def worker(**given: Any) -> None:
     It joins the consumer group, takes its share of the partitions, and publishes segment changes until SIGTERM. Start
     as many as there are partitions, at most. Killing one at any moment loses nothing and doubles nothing.
     """
-    # Until Faust has handlers of its own, which takes a second of imports and the first look at Kafka and Redis.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Until Faust has handlers of its own, which takes a second of imports and the first look at Kafka and Redis. There
+    # is nothing to finish yet, and an exception would come out of whatever is being imported as another one.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from streams.kafka.worker import Worker, set_up_logging
     from streams.wiring import worker_app
 
