@@ -1,16 +1,19 @@
 """The long run: generated events for a quarter of an hour, a fault every ten seconds, memory watched, one oracle."""
 
 import os
+import re
 import signal
-import statistics
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from streams.failpoints import POINTS
 from streams.generator import Population, generate
@@ -40,12 +43,13 @@ def events_of(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 class Memory:
-    """Samples the resident memory of workers each second, in MB, with the second."""
+    """Samples one worker each second: second, process id, resident memory in MB, and how many shards it owns."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._metrics = f"http://{worker.address}/metrics"
         self._over = threading.Event()
-        self.samples: dict[str, list[tuple[float, int, float]]] = {}
+        self.samples: list[tuple[float, int, float, float]] = []
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
         self._began = time.monotonic()
         self._thread.start()
@@ -57,29 +61,29 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._over.wait(1.0):
-            for worker in list(self._run.workers):
-                pid = worker.process.pid
-                try:
-                    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
-                except (OSError, IndexError):
-                    continue
-                if resident > 1:
-                    self.samples.setdefault(worker.name, []).append((time.monotonic() - self._began, pid, resident))
+            pid = self._worker.process.pid
+            try:
+                resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
+                with urllib.request.urlopen(self._metrics, timeout=5) as answer:
+                    (shards,) = re.findall(r"^segmenter_shards (\S+)$", answer.read().decode(), re.M)
+            except (OSError, IndexError, ValueError):
+                continue  # it does not answer this second
+            self.samples.append((time.monotonic() - self._began, pid, resident, float(shards)))
 
-    def figures(self, name: str) -> dict[str, float]:
-        """Least, median and most, and the slope in MB a minute, after the warm-up."""
-        every = self.samples.get(name, [])
-        warm = [(at, resident) for at, _, resident in every if at > _WARM_UP * every[-1][0]]
-        values = [resident for _, resident in warm]
-        slope = statistics.linear_regression(*zip(*warm, strict=True)).slope * 60
-        incarnations = len({pid for _, pid, _ in every})
+    def figures(self) -> dict[str, float]:
+        """Least, median and most, and the slope in MB a minute at an equal number of shards, after the warm-up."""
+        warm = [sample for sample in self.samples if sample[0] > _WARM_UP * self.samples[-1][0]]
+        minutes, _, values, shards = np.array(warm).T
+        # Each shard weighs its customers, and how many it owns changes with every fault of another worker.
+        causes = np.stack([np.ones(len(warm)), minutes / 60, shards], axis=1)
+        slope = np.linalg.lstsq(causes, values, rcond=None)[0][1]
         return {
-            "samples": len(values),
-            "incarnations": incarnations,
-            "min": round(min(values), 1),
-            "median": round(statistics.median(values), 1),
-            "max": round(max(values), 1),
-            "slope": round(slope, 3),
+            "samples": len(warm),
+            "incarnations": len({pid for _, pid, *_ in self.samples}),
+            "min": round(float(values.min()), 1),
+            "median": round(float(np.median(values)), 1),
+            "max": round(float(values.max()), 1),
+            "slope": round(float(slope), 3),
         }
 
 
@@ -93,8 +97,8 @@ class Soak:
         self._victims: list[Worker] = []
 
     def __call__(self, run: Run) -> None:
-        self.memory = Memory(run)
-        self.steady, *_ = (worker.name for worker in run.workers)
+        self.steady = run.workers[0].name
+        self.memory = Memory(run.workers[0])
         self._victims = run.workers[1:]
         kinds: dict[str, Callable[[Run], None]] = {
             "worker killed": self._kill,
@@ -187,7 +191,7 @@ def soak(seed: int, events: int, minutes: float, folder: Path) -> dict[str, Any]
         run = Run(fault, seed, 0, servers, folder)
         result = run.go()
     assert strike.memory is not None, result.said
-    memory = strike.memory.figures(strike.steady)
+    memory = strike.memory.figures()
     grown = memory["slope"] * memory["samples"] / 60 / memory["median"]
     faults = [result.said] if result.said else []
     if memory["samples"] >= _FLAT_AFTER and grown > _FLAT:
