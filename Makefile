@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test unit lint bench faults kafka lock schemas clean
+.PHONY: install demo test unit lint bench bench-check faults kafka lock schemas clean
 
 install: $(READY)
 
@@ -34,8 +34,19 @@ lint: $(READY)
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml models streams
 	$(BIN)/python .ci/audit.py
 
-bench: $(READY)
-	$(BIN)/python -m tests.bench
+PEERS := .venv-peers
+
+$(PEERS)/.ready: tests/bench/peers/requirements.lock
+	rm -rf $(PEERS)
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+bench: $(READY) $(PEERS)/.ready  # an hour and more; BENCH="--only peers" and the like are passed on
+	$(BIN)/python -m tests.bench $(BENCH)
+
+bench-check: $(READY)  # has a step of the worker become dearer than what is committed?
+	$(BIN)/python -m tests.bench.check
 
 faults: $(READY)  # every fault, some 45 minutes; SEED=7 MINUTES=10 for random ones; FAULTS="--soak" and the like are passed on
 	$(BIN)/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(FAULTS)

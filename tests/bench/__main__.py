@@ -1,109 +1,167 @@
-"""``python -m tests.bench``: the whole benchmark, printed as a report and, if asked, written to a file."""
+"""``python -m tests.bench``: the whole benchmark, or groups of it; the report is written from all results.
+
+Each measurement appends a line to the results file, so that a long benchmark can be taken up again, and the report
+rendered once more.
+"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from statistics import median
+from typing import Any, Final
 
 import click
+import orjson
 
-from tests.bench.events import RECORD_BATCH, Events, make_events
+from tests.bench import contenders, footprint, latency, limits
+from tests.bench.events import make_events
 from tests.bench.machine import describe_machine, load_average
-from tests.bench.report import Measured, Repeat, render
-from tests.bench.stages import StageTimes, measure_stages, workloads
-from tests.bench.throughput import (
-    BenchError,
-    Contender,
-    DefaultPolicyWorker,
-    LearningWorker,
-    NaiveAgent,
-    Run,
-    SegmenterWorker,
-    measure,
-)
+from tests.bench.report import render
+from tests.bench.servers import BenchError, Servers, embedded_servers, real_servers
+from tests.bench.stages import measure_stages, workloads
+from tests.bench.throughput import measure
+from tests.bench.workload import Spread, Workload
 
+Line = dict[str, Any]
+Open = Callable[[], AbstractContextManager[Servers]]
 
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How much is measured. The embedded broker holds no more events than the full size."""
-
-    events: int
-    warm_up: int
-    stage_events: int | None
-    batch_sizes: tuple[int, ...]
-
-
-FULL = Size(events=56_000, warm_up=400, stage_events=None, batch_sizes=(1000, 5000))
-QUICK = Size(events=3000, warm_up=400, stage_events=3000, batch_sizes=(1000,))
+#: Those that do less than this many events a second get fewer of them.
+SLOW: Final = (contenders.NaiveAgent, contenders.FaustTable, contenders.AiokafkaRedis)
+SIZES: Final = (20_000, 200_000, 2_000_000)
+SPREADS: Final[tuple[Spread, ...]] = ("uniform", "zipf")
 
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _throughput(events: Events, known: Events, repeats: int, record_batch: int, quick: bool) -> list[Repeat]:
-    """Half of the events of ``known`` come before what is measured, so that most customers are there already.
+class Bench:
+    """How much is measured, and on which servers."""
 
-    In each repeat the worker before and, unless it is to be quick, after the naive agent's much longer run."""
+    def __init__(self, opened: Open, repeats: int, quick: bool, embedded: bool) -> None:
+        self.opened = opened
+        self.repeats = 1 if quick else repeats
+        self.quick = quick
+        small = quick or embedded  # the embedded broker keeps 5 MiB a partition
+        self.customers = 1_000 if small else 20_000
+        self.events, self.few = (20_000, 5_000) if small else (500_000, 30_000)
 
-    def run(kind: type[Contender], events: Events = events) -> Run:
-        found = measure(kind, events, record_batch)
-        _say(f"{found.name}: {found.rate:,.0f} events/s, {found.changes:,} changes")
-        return found
+    def runs(self, kind: type[contenders.Contender], workload: Workload, **how: int) -> Iterator[Line]:
+        """One contender's runs on fresh servers."""
+        with self.opened() as servers:
+            for run in measure(kind, workload, servers, **how):
+                _say(f"{run.name}, {run.workload}: {run.rate:,.0f} events/s, {run.cpu_per_million:.1f} s CPU a million")
+                yield {"kind": "run", **asdict(run)}
 
-    found = []
-    for repeat in range(1, repeats + 1):
-        _say(f"repeat {repeat} of {repeats}")
-        before, naive = run(SegmenterWorker), run(NaiveAgent)
-        default = run(DefaultPolicyWorker)
-        later = (run(SegmenterWorker, known), run(DefaultPolicyWorker, known), run(LearningWorker, known))
-        found.append(Repeat((before,) if quick else (before, run(SegmenterWorker)), naive, default, later))
-    return found
+    def peers(self) -> Iterator[Line]:
+        """Everybody on the smallest workload, in turns."""
+        own = (contenders.SegmenterWorker, contenders.WithoutFaust, contenders.ConsumeOnly)
+        for _ in range(self.repeats):
+            for kind in (*own, *contenders.PEERS, contenders.DefaultPolicyWorker):
+                reason = contenders.missing(kind)
+                if reason is not None:
+                    _say(f"{kind.name}: skipped, {reason}")
+                    continue
+                events = self.few if kind in SLOW else self.events
+                yield from self.runs(kind, Workload(self.customers, events))
+
+    def workloads(self) -> Iterator[Line]:
+        """The segmenter on every workload; the parts of one run follow each other."""
+        for customers in SIZES[:1] if self.quick else SIZES:
+            for spread in SPREADS:
+                for kind in (contenders.SegmenterWorker, contenders.DefaultPolicyWorker):
+                    workload = Workload(customers, self.events * self.repeats, spread)
+                    for line in self.runs(kind, workload, turns=self.repeats):
+                        yield {**line, "kind": "workload"}
+
+    def workers(self) -> Iterator[Line]:
+        """One worker and two, in turns."""
+        for _ in range(self.repeats):
+            for workers in (1, 2):
+                for line in self.runs(
+                    contenders.SegmenterWorker, Workload(self.customers, self.events), workers=workers
+                ):
+                    yield {**line, "kind": "workers"}
+
+    def latency(self) -> Iterator[Line]:
+        """Live events, lapses, and both together."""
+        for _ in range(self.repeats):
+            with self.opened() as servers:
+                yield {"kind": "live", **asdict(latency.live(servers, seconds=5 if self.quick else 30))}
+            with self.opened() as servers:
+                yield {"kind": "due", **asdict(latency.due(servers, 500 if self.quick else 4_000))}
+        with self.opened() as servers:
+            many, within = (2_000, 40.0) if self.quick else (1_000_000, 240.0)
+            yield {"kind": "burst", **asdict(latency.burst(servers, many, ready_within=within))}
+
+    def footprint(self) -> Iterator[Line]:
+        """Memory, loading, starting."""
+        found = footprint.footprint(20_000 if self.quick else 1_000_000, self.repeats)
+        yield {"kind": "footprint", **asdict(found)}
+        rate = limits.redis_rate(round(found.row), self.customers)
+        if rate is not None:
+            yield {"kind": "redis", "rate": rate, "row": found.row}
+        yield {"kind": "help", "seconds": footprint.help_seconds()}
+        with self.opened() as servers:
+            yield {"kind": "ready", "seconds": footprint.ready_seconds(servers, 1 if self.quick else 5)}
+
+    def stages(self) -> Iterator[Line]:
+        """Each stage of the worker, one after the other."""
+        most = 3_000 if self.quick else None
+        for workload in workloads(make_events(3_000 if self.quick else 56_000, 400), most):
+            for batch_size in (1_000,) if self.quick else (1_000, 5_000):
+                _say(f"stages: {workload.name}, {workload.compared.name}, batches of {batch_size:,}")
+                yield {"kind": "stages", **asdict(measure_stages(workload, batch_size, self.repeats))}
 
 
-def _stages(events: Events, size: Size, repeats: int) -> list[StageTimes]:
-    found = []
-    for workload in workloads(events, size.stage_events):
-        for batch_size in size.batch_sizes:
-            _say(f"stages: {workload.name}, {workload.compared.name}, batches of {batch_size:,}")
-            found.append(measure_stages(workload, batch_size, repeats))
-    return found
+GROUPS: Final = ("peers", "workloads", "workers", "latency", "footprint", "stages")
 
 
 @click.command()
+@click.option("--embedded", is_flag=True, help="librdkafka's mock broker instead of a real Kafka, and fewer events")
 @click.option("--quick", is_flag=True, help="a few events and one repeat: does it work, not how fast it is")
 @click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True, help="how often, in turns")
-@click.option(
-    "--record-batch",
-    type=click.IntRange(min=1),
-    default=RECORD_BATCH,
-    show_default="up to a megabyte",
-    help="events in a record batch, which is what the embedded broker hands out a fetch",
-)
+@click.option("--only", type=click.Choice(GROUPS), multiple=True, help="only these groups")
+@click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="a file of results to add to")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="write the report to this file too")
-@click.option("--at-least", type=float, help="fail if the median ratio is lower")
-def bench(quick: bool, repeats: int, record_batch: int, output: Path | None, at_least: float | None) -> None:
-    """Events per second of one worker beside a naive Faust agent, and microseconds per event of each stage."""
-    size, repeats = (QUICK, 1) if quick else (FULL, repeats)
-    command = " ".join(["python -m tests.bench", *sys.argv[1:]])
-    load, events = load_average(), make_events(size.events, size.warm_up)
-    known = make_events(size.events, size.events // 2, live=True)
+def bench(
+    embedded: bool, quick: bool, repeats: int, only: tuple[str, ...], results: Path | None, output: Path | None
+) -> None:
+    """Throughput beside other systems, latency, memory, and where the time goes.
+
+    Without --only everything is measured, which takes an hour and more; ``--only stages`` and the like add to
+    --results, and the report has what is there.
+    """
+    lines: list[Line] = []
+    if results is not None and results.exists():
+        lines = [orjson.loads(line) for line in results.read_bytes().splitlines()]
+    about = {
+        "kind": "about",
+        "command": " ".join(["python -m tests.bench", *(arg for arg in sys.argv[1:] if "/" not in arg)]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": load_average(),
+        "quick": quick,
+        "embedded": embedded,
+        "machine": describe_machine(),
+    }
+    run = Bench(embedded_servers if embedded else real_servers, repeats, quick, embedded)
     try:
-        runs = _throughput(events, known, repeats, record_batch, quick)
+        for line in chain([about], *(getattr(run, group)() for group in only or GROUPS)):
+            lines.append(line)
+            if results is not None:
+                with results.open("ab") as file:
+                    file.write(orjson.dumps(line) + b"\n")
     except BenchError as error:
         raise click.ClickException(str(error)) from None
-    date = datetime.now(UTC).date().isoformat()
-    stages = _stages(events, size, repeats)
-    measured = Measured(command, quick, date, load, describe_machine(), events, runs, stages)
-    report = render(measured)
+    report = render(lines)
     click.echo(report, nl=False)
     if output is not None:
         output.write_text(report, encoding="utf-8")
-    if at_least is not None and median(measured.ratios) < at_least:
-        raise click.ClickException(f"the median ratio {median(measured.ratios):.1f} is lower than {at_least:g}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from streams.ports import StateStore
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.store.memory import MemoryStore
 from tests.bench.events import BenchRecord
+from tests.bench.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class Compared:
         return activations
 
 
+def policy_text(name: str) -> str:
+    """A policy that the project ships, as TOML."""
+    return resources.files("models").joinpath(f"policies/{name}.toml").read_text(encoding="utf-8")
+
+
 def shipped(name: str) -> Policy:
     """A policy that the project ships."""
-    return parse_policy(resources.files("models").joinpath(f"policies/{name}.toml").read_text(encoding="utf-8"))
+    return parse_policy(policy_text(name))
 
 
 def compared(records: Sequence[BenchRecord]) -> list[Compared]:
@@ -57,6 +63,19 @@ def compared(records: Sequence[BenchRecord]) -> list[Compared]:
         Compared("lifecycle alone", shipped("lifecycle"), Cutoffs()),
         Compared("default policy", default, _cutoffs(default, records)),
     ]
+
+
+def cutoffs_of_workload(workload: Workload) -> Compared:
+    """The default policy with cut-offs of a workload's known customers."""
+    return compared_for(workload)[1]
+
+
+def compared_for(workload: Workload) -> list[Compared]:
+    """Both policies for a workload, with cut-offs of the first 20,000 of its known customers."""
+    few = Workload(min(workload.customers, 20_000), 0)
+    now = int(time.time() * 1000)
+    records = [BenchRecord(i, now, each.key, each.value) for i, each in enumerate(few.known())]
+    return compared(records)
 
 
 def _table(policy: Policy, records: Sequence[BenchRecord]) -> CustomerTable:

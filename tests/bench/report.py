@@ -1,89 +1,20 @@
-"""The report: what was measured as Markdown, ratios first."""
+"""The report: what was measured as Markdown, what was to be reached first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from textwrap import fill
-from typing import Final
+from typing import Any, Final
 
-from tests.bench.events import Events
+from tests.bench import contenders
+from tests.bench.reach import GOALS, Results
 from tests.bench.stages import STAGES, StageTimes
-from tests.bench.throughput import Run
 
-TARGET: Final = 25.0
-DEFAULT_TARGET: Final = 2.0
+Line = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """The worker's runs before and after the naive agent's, and under the default policy.
-
-    ``later`` are its runs under both policies on the second half of the events, when most customers are known; in the
-    third it learns clusters meanwhile.
-    """
-
-    worker: Sequence[Run]
-    naive: Run
-    default: Run
-    later: tuple[Run, Run, Run]
-
-    @property
-    def ratio(self) -> float:
-        """The worker's rate, over its runs together, against the naive agent's."""
-        rate = sum(run.events for run in self.worker) / sum(run.seconds for run in self.worker)
-        return rate / self.naive.rate
-
-    @property
-    def cpu_ratio(self) -> float | None:
-        """The naive agent's processor time for an event against the worker's; None where it is not known."""
-        spent = [run.cpu_seconds for run in self.worker if run.cpu_seconds is not None]
-        if self.naive.cpu_seconds is None or len(spent) < len(self.worker):
-            return None
-        return self.naive.cpu_seconds / (sum(spent) / len(spent))
-
-    @property
-    def default_ratio(self) -> float | None:
-        """The processor time of an event under the default policy against the lifecycle alone."""
-        spent = [run.cpu_seconds for run in self.worker if run.cpu_seconds is not None]
-        if self.default.cpu_seconds is None or len(spent) < len(self.worker):
-            return None
-        return self.default.cpu_seconds / (sum(spent) / len(spent))
-
-    @property
-    def later_ratio(self) -> float | None:
-        """The same when most customers are known."""
-        alone, default, _ = (run.cpu_seconds for run in self.later)
-        return None if alone is None or default is None else default / alone
-
-    @property
-    def learning_ratio(self) -> float:
-        """The rate while clusters are learned against the rate while none are."""
-        _, default, learning = self.later
-        return learning.rate / default.rate
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One run of the whole benchmark."""
-
-    command: str
-    quick: bool
-    date: str
-    load: str
-    machine: Sequence[tuple[str, str]]
-    events: Events
-    repeats: Sequence[Repeat]
-    stages: Sequence[StageTimes]
-
-    @property
-    def ratios(self) -> list[float]:
-        """How many times the naive agent's rate the worker's is, in each repeat."""
-        return [repeat.ratio for repeat in self.repeats]
-
-
-def _spread(values: Sequence[float], digits: int = 1) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     """``min / median / max``, or the only value."""
     if len(values) == 1:
         return f"{values[0]:,.{digits}f}"
@@ -98,149 +29,189 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
     return "\n".join([_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *(_row(row) for row in rows)])
 
 
-def render(measured: Measured) -> str:
-    """The whole report."""
-    parts = [_opening(measured), _throughput(measured), _stages(measured.stages), _METHOD, _machine(measured)]
-    return "\n\n".join(parts) + "\n"
+def render(lines: Sequence[Line]) -> str:
+    """The whole report, of what is there."""
+    found = Results(lines)
+    sections = (_opening, _reach, _peers, _workloads, _latency, _footprint, _stages)
+    parts = [part for section in sections if (part := section(found))]
+    return "\n\n".join([*parts, _METHOD, _machine(found)]) + "\n"
 
 
-def _opening(measured: Measured) -> str:
-    met = "met" if median(measured.ratios) >= TARGET else "not met"
+def _opening(found: Results) -> str:
     said = _paragraph(
         "Written by the benchmark itself. Rates belong to the machine below and to what else ran on it; ratios within "
-        "one run carry further. Everywhere: minimum / median / maximum, "
-        f"{len(measured.ratios)} repeat{'s' if len(measured.ratios) > 1 else ''}."
+        "one run carry further. Everywhere: minimum / median / maximum."
     )
-    facts = [
-        f"- **One worker handles {_spread(measured.ratios)} times the events per second of a naive Faust agent** "
-        f"(target: at least {TARGET:g}, {met})."
-    ]
-    cpu = [repeat.cpu_ratio for repeat in measured.repeats if repeat.cpu_ratio is not None]
-    if cpu:
-        facts.append(
-            f"- For an event, the naive agent's process uses {_spread(cpu)} times the processor time of the worker's."
-        )
-    more = [repeat.default_ratio for repeat in measured.repeats if repeat.default_ratio is not None]
-    later = [repeat.later_ratio for repeat in measured.repeats if repeat.later_ratio is not None]
-    if more and later:
-        facts.append(
-            f"- With all dimensions of the default policy an event costs {_spread(later, 2)} times the processor time "
-            "of the\n  lifecycle alone once most customers are known "
-            f"(target: less than 2, {'met' if median(later) < DEFAULT_TARGET else 'not met'}), and\n"
-            f"  {_spread(more, 2)} times while all of them are new and enter ten dimensions."
-        )
-    learning = [repeat.learning_ratio for repeat in measured.repeats]
-    longer = [repeat.later[2].seconds - repeat.later[1].seconds for repeat in measured.repeats]
-    facts.append(
-        f"- While a worker also learns clusters, its rate is {_spread(learning, 2)} times what it is without: to learn "
-        f"from a\n  draw of 1,000 customers takes {_spread(longer, 2)} s longer, once a week."
-    )
-    parts = ["# Performance", said, "\n".join(facts)]
-    if measured.quick:
-        parts.insert(1, "**A quick run: it shows that the benchmark works and says nothing of speed.**")
+    parts = ["# Performance", said]
+    if any(line["quick"] for line in found.of("about")):
+        parts.append("**A quick run: it shows that the benchmark works and says nothing of speed.**")
+    if any(line["embedded"] for line in found.of("about")):
+        parts.append("**On the embedded broker, with few events.**")
     return "\n\n".join(parts)
 
 
-def _throughput(measured: Measured) -> str:
-    events = measured.events
-    sides = [
-        [run for repeat in measured.repeats for run in repeat.worker],
-        [repeat.naive for repeat in measured.repeats],
-        [repeat.default for repeat in measured.repeats],
-        [repeat.later[0] for repeat in measured.repeats],
-        [repeat.later[1] for repeat in measured.repeats],
-        [repeat.later[2] for repeat in measured.repeats],
-    ]
-    notes = ["", "", "", " (known customers)", " (known customers)", " (known customers)"]
+def _reach(found: Results) -> str:
     rows = []
-    for runs, note in zip(sides, notes, strict=True):
-        cpu = [1e6 * run.cpu_seconds / run.events for run in runs if run.cpu_seconds is not None]
+    for goal in GOALS:
+        values = goal.values(found)
+        bound = "≥" if goal.more_is_better else "≤"
+        wanted = [f"{bound} {each:g} {goal.unit}" for each in (goal.least, goal.aim)]
+        digits = 0 if goal.unit in ("%", "B") else 2 if goal.unit == "s" else 1
+        measured = [f"{spread(values, digits)} {goal.unit}", goal.verdict(values)] if values else ["not measured", ""]
+        rows.append([goal.what, *wanted, *measured])
+    return f"## What was to be reached\n\n{table(['', 'at least', 'aim', 'measured', ''], rows)}"
+
+
+def _peers(found: Results) -> str:
+    own = contenders.SegmenterWorker.name
+    if not found.of("run"):
+        return ""
+    limits = (contenders.WithoutFaust, contenders.ConsumeOnly)
+    rows = []
+    for kind in (contenders.SegmenterWorker, contenders.DefaultPolicyWorker, *contenders.PEERS, *limits):
+        runs = found.of("run", name=kind.name)
+        if not runs:
+            continue
+        ratio = "" if kind.name == own else spread(found.against(kind.name), 2)
+        peak = f"{median([run['peak'] for run in runs]) / 1e6:,.0f}"
         rows.append(
             [
-                f"{runs[0].name}{note}",
-                _spread([run.rate for run in runs], 0),
-                _spread([run.seconds for run in runs], 2),
-                _spread(cpu) if cpu else "unknown",
-                _spread([run.mean_batch for run in runs], 0),
-                str(len(runs)),
+                kind.name,
+                spread(found.rates(kind.name), 0),
+                ratio,
+                spread(found.cpu(kind.name)),
+                peak,
+                f"{runs[0]['events']:,}",
             ]
         )
-    head = ["", "events per second", "seconds", "processor µs per event", "records a commit", "runs"]
-    every = [run for runs in sides[:2] for run in runs]
-    more = measured.repeats[0].default
-    repeated = sum(run.repeated for run in every)
-    largest = max(run.output_bytes for run in every)
-    ratios = ", ".join(f"{ratio:.1f}" for ratio in measured.ratios)
+    head = ["", "events per second", "segmenter's rate against it", "CPU s per million events", "peak MB", "events"]
+    skips = "\n".join(f"- {kind.name}: {kind.skips}." for kind in contenders.PEERS if found.of("run", name=kind.name))
     said = _paragraph(
-        f"All read the same {len(events.measured):,} events of {events.customers:,} generated customers (and "
-        f"{len(events.warm_up):,} before them to warm up), on the same machine, in the same run, in turns. "
-        f"The first two published the same {len(events.moves):,} changes, {len(events.moves) / events.total:.2f} an "
-        f"event, compared one by one by customer, from, to and event; {repeated or 'none'} came twice. The largest "
-        f"partition held {events.largest_partition / 2**20:.2f} MiB of events and {largest / 2**20:.2f} MiB of "
-        f"changes. Ratio of the rates in each repeat: {ratios}. With the default policy there were {more.changes:,} "
-        f"changes, {more.changes / events.total:.2f} an event."
+        f"All read the same events ({found.of('run')[0]['workload']}) and published the same changes, two for ten "
+        "events, compared one by one. Slow ones were given the first part of them. What they skip of the segmenter's "
+        "work:"
     )
-    return f"## One worker beside a naive Faust agent\n\n{_table(head, rows)}\n\n{said}"
+    redis = found.of("redis")
+    limit = (
+        ""
+        if not redis
+        else "\n\n"
+        + _paragraph(
+            f"redis-benchmark writes {spread([line['rate'] for line in redis], 0)} such rows a second into one hash, a "
+            "hundred in a command: what the same Redis takes when nothing else is to be done."
+        )
+    )
+    return f"## Beside other systems\n\n{table(head, rows)}\n\n{said}\n\n{skips}{limit}"
 
 
-def _stages(stages: Sequence[StageTimes]) -> str:
+def _workloads(found: Results) -> str:
+    lines = found.of("workload")
+    if not lines:
+        return ""
+    names = list(dict.fromkeys((line["workload"], line["name"]) for line in lines))
+    rows = []
+    for workload, name in names:
+        runs = found.of("workload", workload=workload, name=name)
+        rates = [run["events"] / run["seconds"] for run in runs]
+        cpu = [1e6 * run["cpu"] / run["events"] for run in runs]
+        rows.append([workload, name, spread(rates, 0), spread(cpu), f"{max(run['peak'] for run in runs) / 1e6:,.0f}"])
+    head = ["known customers, and how they are picked", "", "events per second", "CPU s per million events", "peak MB"]
+    text = f"## Workloads\n\n{table(head, rows)}"
+    workers = [
+        [str(count), spread([1e6 * run["cpu"] / run["events"] for run in runs]),
+         spread([run["events"] / run["seconds"] for run in runs], 0)]
+        for count in (1, 2) if (runs := found.of("workers", workers=count))
+    ]  # fmt: skip
+    if workers:
+        text += f"\n\n{table(['workers', 'CPU s per million events', 'events per second, together'], workers)}"
+    return text
+
+
+def _latency(found: Results) -> str:
+    rows = [
+        [what, *(spread(found.each(kind, *path, figure)) for figure in ("p50", "p99")),
+         f"{int(sum(found.each(kind, *path, 'count'))):,}"]
+        for what, kind, path in (
+            ("event produced → change consumed, 1,000 events a second", "live", ()),
+            ("lapse due → change consumed", "due", ()),
+            ("event produced → change consumed, before very many lapses", "burst", ("calm",)),
+            ("event produced → change consumed, while they are published", "burst", ("meanwhile",)),
+        ) if found.of(kind)
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    text = f"## Latency\n\n{table(['milliseconds', 'p50', 'p99', 'changes'], rows)}"
+    for line in found.of("burst"):
+        text += "\n\n" + _paragraph(
+            f"{line['lapses']:,} lapses, due within one second, were all consumed {line['seconds']:.1f} s after its "
+            "beginning."
+        )
+    return text
+
+
+def _footprint(found: Results) -> str:
+    rows = [
+        [f"{line['customers']:,}", f"{line['worker']:.0f}", f"{line['row']:.0f}", f"{line['redis'] - line['row']:.0f}",
+         spread(line["load"], 2)]
+        for line in found.of("footprint")
+    ]  # fmt: skip
+    head = ["customers of one shard", "worker, B a customer", "packed row, B", "Redis beyond the row, B", "load, s"]
+    return f"## Memory and loading\n\nUnder the full default policy.\n\n{table(head, rows)}" if rows else ""
+
+
+def _stages(found: Results) -> str:
+    stages = [
+        StageTimes(**{name: value for name, value in line.items() if name != "kind"}) for line in found.of("stages")
+    ]
+    if not stages:
+        return ""
     head = ["µs per event", *(f"{each.workload}, {each.policy}, batches of {each.batch_size:,}" for each in stages)]
-    rows = [[stage, *(_spread(each.micros(stage), 2) for each in stages)] for stage in STAGES]
-    rows.append(["**all of it**", *(f"**{_spread(each.totals(), 2)}**" for each in stages)])
+    rows = [[stage, *(spread(each.micros(stage), 2) for each in stages)] for stage in STAGES]
+    rows.append(["**all of it**", *(f"**{spread(each.totals(), 2)}**" for each in stages)])
     rows.append(["changes an event", *(f"{each.changes / each.events:.2f}" for each in stages)])
     rows.append(["events", *(f"{each.events:,}" for each in stages)])
     said = _paragraph(
         "One shard, in one process, one stage after the other. A change costs more than an event, so the number of "
         "changes an event has decides; CDNOW's history, folded under the event clock, has lapses too."
     )
-    return f"## Where the time goes\n\n{said}\n\n{_table(head, rows)}"
+    return f"## Where the time goes\n\n{said}\n\n{table(head, rows)}"
 
 
 _METHOD: Final = """## How it is measured
 
-**The worker** is `segmenter worker` as a process of its own, every setting at its default but for the addresses and the
-policy: ingestion clock, one commit to Redis for each batch, and the lifecycle alone (`models/policies/lifecycle.toml`),
-which is all that the naive agent does; then the default policy with all its dimensions, with cut-offs in force from the
-start, taken from the same customers. "Known customers" is the second half of the events, happening now, measured after
-the first half has been handled, with the cut-offs of that. "Learning" is the same while the draw of a week, 1,000
-customers, lies on the samples topic, and done means that they have been learned, too.
-**The naive agent** (`tests/bench/naive_agent.py`) is what
-a tutorial shows: `async for event in stream`, JSON decoded by Faust into a dictionary, `redis.asyncio` GET and SET of
-the customer's state as JSON for each event, the same totals and lifecycle label, and `topic.send` when the label
-changes. It validates nothing, drops no duplicates, has no outbox and no atomic commit, and publishes no lapse.
+**The segmenter** is `segmenter worker` as a process of its own, every setting at its default but for the addresses and
+the policy: the lifecycle alone (`models/policies/lifecycle.toml`), which is all that the others do, or the default
+policy with all its dimensions, with cut-offs and a cluster model in force from the start, taken from the same
+customers. **The others** are in `tests/bench/peers/`, each written as its own documentation recommends, with settings
+and reasons in the file. Each is one process; Kafka Streams has one stream thread. **Without Faust** is the segmenter's
+own fold, commit and publish behind a bare aiokafka consumer.
 
-In each repeat the worker runs before and after the naive agent, so that a machine which gets busier or idler meanwhile
-does not favour one of them; the worker's rate in a repeat is that of both its runs together. Other load still tends to
-slow the naive agent more, which waits for two other processes with each event, so the lowest ratios are the ones to
-count on.
+Each run gets a fresh Kafka (one broker, 4 partitions, one replica) and a fresh redis-server with an append-only file
+that is synced each second, all on this machine, which they share with the process that is measured. Every known
+customer's three purchases warm the process up, which the JVM needs. Then it is halted (SIGSTOP), the measured events
+are produced, and it is let go (SIGCONT): the clock starts there and stops when every change is on its topic, and for
+the segmenter when also every event's state and offset are in Redis and the outbox is empty. Of ten events seven are of
+known customers, one is a new customer's first, one the second, one the third. A run fails if a change is missing, or
+should not be there, or comes twice. Processor time is user and system time of the measured process.
 
-Each run gets a fresh embedded broker (librdkafka's mock cluster, 4 partitions) and a fresh redis-server without
-persistence. The process starts on a few events that warm it up. Once those are done it is halted (SIGSTOP), all events
-are produced, and it is let go (SIGCONT): the clock starts there and stops when everything is done, which is looked up
-in Redis every 5 ms. So start-up, group join and producing are outside, and fetching is inside. Done means for the
-worker that every event's state and offset are in Redis *and* the broker has acknowledged every change; for the naive
-agent only that every event's state is in Redis, counted by Redis as SETs. Processor time is user and system time of the
-contender's process; Redis and the broker run in others.
+**Latency**: event by event, from the call that hands it to the producer (which does not linger) to the return of the
+consumer's poll, or from the instant that a lapse is due, on one clock. **Memory**: resident memory of a fresh process
+before and after it loads the shard, and Redis's `used_memory` before and after the shard was filled.
 
-The embedded broker hands out one record batch of a partition for each fetch, where Kafka hands out as many as make a
-megabyte. The events are therefore produced in record batches of up to a megabyte, for both contenders; a worker that is
-behind gets fetches of the same size from Kafka. In smaller fetches an event costs the worker more (`--record-batch 200`
-shows how much): a commit has a price of its own.
-
-The embedded broker also keeps 5 MiB a partition and drops the oldest in silence. Each run therefore counts bytes, and
-fails if a partition of events or changes holds more than 4 MiB or does not begin at offset 0. It also fails if a change
-is missing, or differs from those that a count of each customer's purchases gives.
-
-**Stages** are the worker's own classes called one after the other. What only computes is measured in processor time
-of its thread, what waits for Redis or the broker in elapsed time; in a worker these overlap, in four shards."""
+**Stages** are the worker's own classes called one after the other on the embedded broker. What only computes is
+measured in processor time of its thread, what waits for Redis or the broker in elapsed time; in a worker these
+overlap, in four shards."""
 
 
-def _machine(measured: Measured) -> str:
-    rows = [["Command", f"`{measured.command}`"], ["Date", measured.date], *(list(pair) for pair in measured.machine)]
-    rows.append(["Load average at the start", measured.load])
+def _machine(found: Results) -> str:
+    first = found.of("about")[0]
+    commands = dict.fromkeys(f"`{line['command']}`" for line in found.of("about"))
+    rows = [["Command", ", ".join(commands)], ["Date", first["date"]], *first["machine"]]
+    rows.append(["Load average at the start", ", ".join(line["load"] for line in found.of("about"))])
     body = "\n".join(_row(row) for row in rows)
     return f"## Machine and versions\n\n| | |\n| --- | --- |\n{body}"

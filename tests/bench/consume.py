@@ -1,0 +1,42 @@
+"""The upper limit: consuming and validating, nothing else. ``consume BROKER REDIS_URL`` counts in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import aiokafka
+import redis
+from aiokafka.structs import TopicPartition
+
+from models.batch import Reader, read
+from models.instants import FOREVER
+from streams import memory
+from streams.kafka.transport import FETCH_WAIT_MS
+from tests.bench.policies import shipped
+from tests.bench.workload import PARTITIONS, PURCHASES
+
+COUNTER = "consumed"
+
+
+async def main(broker: str, redis_url: str) -> None:
+    """Run until SIGTERM."""
+    client, policy = redis.Redis.from_url(redis_url), shipped("lifecycle")
+    consumer = aiokafka.AIOKafkaConsumer(
+        bootstrap_servers=broker,
+        auto_offset_reset="earliest",
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+    )
+    await consumer.start()
+    consumer.assign([TopicPartition(PURCHASES, partition) for partition in range(PARTITIONS)])
+    memory.collect_seldom()
+    while True:
+        for tp, records in (await consumer.getmany(timeout_ms=FETCH_WAIT_MS)).items():
+            batch, _ = read("purchases", records, Reader(policy, tp.partition, PARTITIONS, FOREVER))
+            client.incrby(COUNTER, len(batch))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
