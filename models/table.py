@@ -119,28 +119,26 @@ class CustomerTable:
 
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
-        index = self.index
-        rows = [index.get(customer, -1) for customer in customers]
+        get = self.index.get
+        rows = [get(customer, -1) for customer in customers]
         if -1 in rows:
-            for i, row in enumerate(rows):
-                if row < 0:
-                    customer = customers[i]
-                    known = index.get(customer)
-                    rows[i] = known if known is not None else self._new_row(customer)
+            self._add(dict.fromkeys(customer for customer, row in zip(customers, rows, strict=True) if row < 0))
+            rows = [self.index[customer] for customer in customers]
         return np.array(rows, dtype=np.int64)
 
-    def _new_row(self, customer: str) -> int:
-        if self._free:
-            row = self._free.pop()
+    def _add(self, customers: Iterable[str]) -> None:
+        """Give blank rows to customers who have none: rows that were freed first."""
+        new = list(customers)
+        freed = [self._free.pop() for _ in range(min(len(self._free), len(new)))]
+        for row, customer in zip(freed, new, strict=False):
             self.customer[row] = customer
-        else:
-            row = len(self.customer)
-            self.customer.append(customer)
-            if row >= len(self.orders):
-                self._grow(max(1024, row + row // 2))
-        self.index[customer] = row
-        self.identity[row] = xxhash.xxh3_64_intdigest(customer.encode())
-        return row
+        first = len(self.customer)
+        self.customer.extend(new[len(freed) :])
+        if len(self.customer) > len(self.orders):
+            self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
+        rows = [*freed, *range(first, len(self.customer))]
+        self.index.update(zip(new, rows, strict=True))
+        self.identity[rows] = [xxhash.xxh3_64_intdigest(customer.encode()) for customer in new]
 
     def _grow(self, size: int) -> None:
         self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])

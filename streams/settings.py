@@ -102,7 +102,7 @@ class Settings(BaseSettings):
     ] = 50_000
     tick_every: Annotated[
         float, Field(gt=0, le=60, description="seconds between looks for due lapses; bounds how late one is")
-    ] = 0.25
+    ] = 0.1
     merge_wait: Annotated[
         float, Field(ge=0, le=3600, description="seconds to wait for a topic that lags behind the others")
     ] = 30.0

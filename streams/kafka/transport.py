@@ -42,7 +42,7 @@ from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, St
 from streams.kafka.commits import Told
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
-FETCH_WAIT_MS: Final = 200
+FETCH_WAIT_MS: Final = 100
 #: Seconds.
 _LEADER_WAITS: Final = 0.1
 #: What joining the group again does not mend.

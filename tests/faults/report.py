@@ -163,9 +163,9 @@ def _soak(found: list[Line]) -> str:
         f"{last['seed']}, a fault every {last['every']:g} s: {faults}.\n\n"
         f"Lost {last['lost']}, doubled {last['doubled']}, {last['repeats']:,} repeats, {last['changes']:,} changes. "
         f"The oracle is that of every run: {verdict}.\n\n"
-        "Memory (resident, sampled each second, after the first third of the run; the slope is by least squares on time "
-        "and the number of shards it owns at that second) of the worker that nobody kills, though it is rebalanced with "
-        "every fault of another:\n\n"
+        "Memory (resident, sampled each second, after the first third of the run; the slope is by least squares on "
+        "time and the number of shards it owns at that second) of the worker that nobody kills, though it is "
+        "rebalanced with every fault of another:\n\n"
         f"{_table(head, rows)}\n"
     )
 

@@ -135,3 +135,23 @@ def test_absent_instants_lie_outside_all_years() -> None:
     assert abs(NEVER) + 2 * 36_500 * 86_400_000_000 < 2**63
     assert RFC3339.startswith("^")
     assert RFC3339.endswith("$")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["2024-02-29T12:00:00Z", "1970-01-01T00:00:00Z"],
+        ["2024-02-29T12:00:00.123456+00:00", "0001-01-01T00:00:00.000001+00:00"],
+        ["2024-02-29T12:00:00.123456789Z", "2024-02-29T12:00:00.999999999Z"],
+        ["2024-02-29T12:00:00+05:30", "2024-02-29T12:00:00+00:00"],
+        ["2024-02-29T12:00:00+00:00", "2024-02-29T12:00:00.1234Z"],
+    ],
+)
+def test_a_column_is_read_as_each_of_its_texts(texts: list[str]) -> None:
+    """Equally long texts in UTC are read all at once, others one by one: with the same result."""
+    assert parse_column(texts).tolist() == [parse_column([text, "1970-01-01T00:00:00-01:00"])[0] for text in texts]
+
+
+def test_one_impossible_date_among_equally_long_ones_is_found() -> None:
+    with pytest.raises(InstantError):
+        parse_column(["2024-02-29T12:00:00Z", "2023-02-29T12:00:00Z"])
