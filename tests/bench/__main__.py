@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, opened: Open, repeats: int, quick: bool, embedded: bool) -> None:
         self.opened = opened
         self.repeats = 1 if quick else repeats
-        self.quick = quick
+        self.quick, self.embedded = quick, embedded
         small = quick or embedded  # the embedded broker keeps 5 MiB a partition
         self.customers = 1_000 if small else 20_000
         self.events, self.few = (20_000, 5_000) if small else (500_000, 30_000)
@@ -63,7 +63,7 @@ class Bench:
         own = (contenders.SegmenterWorker, contenders.WithoutFaust, contenders.ConsumeOnly)
         for _ in range(self.repeats):
             for kind in (*own, *contenders.PEERS, contenders.DefaultPolicyWorker):
-                reason = contenders.missing(kind)
+                reason = contenders.missing(kind, embedded=self.embedded)
                 if reason is not None:
                     _say(f"{kind.name}: skipped, {reason}")
                     continue
@@ -72,9 +72,10 @@ class Bench:
 
     def workloads(self) -> Iterator[Line]:
         """The segmenter on every workload; the parts of one run follow each other."""
-        for customers in SIZES[:1] if self.quick else SIZES:
-            for spread in SPREADS:
-                for kind in (contenders.SegmenterWorker, contenders.DefaultPolicyWorker):
+        sizes = SIZES[:1] if self.quick else SIZES
+        for spread in SPREADS:
+            for kind in (contenders.SegmenterWorker, contenders.DefaultPolicyWorker):
+                for customers in sizes:
                     workload = Workload(customers, self.events * self.repeats, spread)
                     for line in self.runs(kind, workload, turns=self.repeats):
                         yield {**line, "kind": "workload"}

@@ -34,6 +34,8 @@ class Contender(ABC):
 
     name: ClassVar[str]
     skips: ClassVar[str] = ""
+    #: Whether it makes topics for its state, which the embedded broker cannot.
+    makes_topics: ClassVar[bool] = False
     #: Whether it publishes the lifecycle's changes and nothing else.
     exact: ClassVar[bool] = True
 
@@ -168,6 +170,7 @@ class FaustTable(_PythonPeer):
     """Faust with its own state."""
 
     name = "Faust agent with a Table"
+    makes_topics = True
     script = "faust_table.py"
     skips = NaiveAgent.skips
 
@@ -184,6 +187,7 @@ class Quix(_PythonPeer):
     """Quix Streams with RocksDB."""
 
     name = "Quix Streams (RocksDB)"
+    makes_topics = True
     script = "quix.py"
     skips = "validation, dedupe, lapses without an event"
 
@@ -200,6 +204,7 @@ class KafkaStreams(_Peer):
     """Kafka Streams with RocksDB."""
 
     name = "Kafka Streams (RocksDB)"
+    makes_topics = True
     store: ClassVar[str] = "rocksdb"
     skips = "validation, dedupe, lapses without an event"
 
@@ -247,8 +252,10 @@ PEERS: Final[tuple[type[Contender], ...]] = (
 )  # fmt: skip
 
 
-def missing(kind: type[Contender]) -> str | None:
+def missing(kind: type[Contender], *, embedded: bool) -> str | None:
     """Why a contender cannot be had here, None if it can."""
+    if embedded and kind.makes_topics:
+        return "the embedded broker makes no topics for its state"
     if issubclass(kind, _PythonPeer) and not peers_python().exists():
         return "the peers' environment is not there; run: make bench"
     if issubclass(kind, KafkaStreams):

@@ -121,7 +121,8 @@ class _Worker(SegmenterWorker):
 
     def command(self) -> list[str]:
         policy = Path(self.folder.name) / "policy.toml"
-        policy.write_text(policy_text("lifecycle").replace('"90d"', f'"{LAPSE_AFTER}s"'))
+        text = policy_text("lifecycle").replace('"30d"', f'"{LAPSE_AFTER // 2}s"')
+        policy.write_text(text.replace('"90d"', f'"{LAPSE_AFTER}s"'))
         given = super().command()
         given[given.index("--policy") + 1] = str(policy)
         return given
