@@ -224,14 +224,20 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
         kind=kinds,
         amount=amount,
         score=score,
-        # 0 marks an empty place among the remembered ids.
-        event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
+        event_hash=_hashes(event_id),
         customer=events.column("customer_id", ""),
         event_id=event_id,
         record=records,
         attributes={name: _texts(events, carried, name) for name in texts},
         numbers={name: _numbers(len(events), carried, name) for name in policy.attributes.numbers},
     )
+
+
+def _hashes(event_id: Sequence[str]) -> NDArray[np.uint64]:
+    """XXH3-64 of each; 0 marks an empty place among the remembered ids, and no event's hash."""
+    hashes = np.array(list(map(xxhash.xxh3_64_intdigest, map(str.encode, event_id))), dtype=np.uint64)
+    hashes[hashes == 0] = 1
+    return hashes
 
 
 def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
@@ -252,9 +258,12 @@ def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
                 "recorded_ahead", "the record's timestamp is in the future; correct the producer's clock"
             )
     keyed = np.flatnonzero(batch.kind != Kind.TICK).tolist()
-    keys = [batch.customer[i].encode() for i in keyed]
+    customers, records = batch.customer, batch.record
+    if len(keyed) < len(customers):
+        customers, records = [customers[i] for i in keyed], [records[i] for i in keyed]
+    keys = list(map(str.encode, customers))
     chosen = partitions_of(keys, reader.partitions)
-    if (chosen == reader.partition).all() and keys == [batch.record[i].key for i in keyed]:
+    if (chosen == reader.partition).all() and keys == [record.key for record in records]:
         return wrong
     for i, key, partition in zip(keyed, keys, chosen.tolist(), strict=True):
         if batch.record[i].key != key:

@@ -37,7 +37,6 @@ class Report:
             self._moves[move[0]] += count
             if move[-1] == "model":
                 self._relabelled[move[0]] += count
-        self.sizes()
 
     def sizes(self) -> None:
         """How large the shard's segments are now."""

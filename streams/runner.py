@@ -115,7 +115,9 @@ class ShardRunner:
         return self._inbox.size(role) + self._seam.held(role)
 
     def report(self) -> None:
-        """Say how late the oldest deadline is that is due by the wall clock, the time of the ingestion clock."""
+        """Say how large segments are, and how late the oldest deadline is that is due by the ingestion clock."""
+        # Not with each commit: there are many sizes, and Prometheus looks seldom.
+        self._report.sizes()
         late = self.processor.lapse_lag(CLOCK.instant()) if self.processor.clock is Clock.INGESTION else 0
         metrics.LAPSE_LAG.labels(str(self.processor.shard.number)).set(late / SECOND)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,3 +132,16 @@ def _retry() -> Retry:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def read_ahead(scan: Callable[[int], tuple[int, dict[bytes, bytes]]]) -> Iterator[dict[bytes, bytes]]:
+    """The parts of a hash, from ``scan`` of cursors. Redis looks for the next while one is worked on."""
+    with ThreadPoolExecutor(1, "scan") as ahead:
+        coming = ahead.submit(scan, 0)
+        while True:
+            cursor, part = coming.result()
+            if cursor:
+                coming = ahead.submit(scan, cursor)
+            yield part
+            if not cursor:
+                return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import redis
@@ -19,7 +19,7 @@ from streams.commit import ShardCommit, ShardHeader
 from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
 from streams.ports import Moment
 from streams.store import codec, scripts
-from streams.store.connect import Client, Connection, Script, Tls
+from streams.store.connect import Client, Connection, Script, Tls, read_ahead
 from streams.store.keys import clusters_key, fleet_key, policy_key, shard_keys
 
 P = ParamSpec("P")
@@ -201,14 +201,11 @@ class RedisStore:
         master's place, would pass rows over. So they are counted, unless the shard's owner has written meanwhile.
         """
         commits, _ = self._size(shard)
-        cursor, seen = 0, set[str]()
-        while True:
-            cursor, part = self._scan(shard, cursor)
+        seen = set[str]()
+        for part in read_ahead(partial(self._scan, shard)):
             rows = [(name, row) for customer, row in part.items() if (name := customer.decode()) not in seen]
             seen.update(name for name, _ in rows)
             yield rows
-            if not cursor:
-                break
         commits_now, stored = self._size(shard)
         if commits_now == commits and stored != len(seen):
             raise StoreUnavailable(

@@ -21,6 +21,8 @@ import orjson
 from tests.bench import contenders, footprint, latency, limits
 from tests.bench.events import make_events
 from tests.bench.machine import describe_machine, load_average
+from tests.bench.plot import draw
+from tests.bench.reach import Results
 from tests.bench.report import render
 from tests.bench.servers import BenchError, Servers, embedded_servers, real_servers
 from tests.bench.stages import measure_stages, workloads
@@ -129,9 +131,20 @@ GROUPS: Final = ("peers", "workloads", "workers", "latency", "footprint", "stage
 @click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True, help="how often, in turns")
 @click.option("--only", type=click.Choice(GROUPS), multiple=True, help="only these groups")
 @click.option("--results", type=click.Path(dir_okay=False, path_type=Path), help="a file of results to add to")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="write the report to this file too")
+@click.option("--render", "rendering", is_flag=True, help="measure nothing; write the report of --results")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="write the report to this file, and its picture beside it",
+)
 def bench(
-    embedded: bool, quick: bool, repeats: int, only: tuple[str, ...], results: Path | None, output: Path | None
+    embedded: bool,
+    quick: bool,
+    repeats: int,
+    only: tuple[str, ...],
+    results: Path | None,
+    rendering: bool,
+    output: Path | None,
 ) -> None:
     """Throughput beside other systems, latency, memory, and where the time goes.
 
@@ -152,17 +165,22 @@ def bench(
     }
     run = Bench(embedded_servers if embedded else real_servers, repeats, quick, embedded)
     try:
-        for line in chain([about], *(getattr(run, group)() for group in only or GROUPS)):
+        groups = () if rendering else only or GROUPS
+        for line in chain([about] if groups else [], *(getattr(run, group)() for group in groups)):
             lines.append(line)
             if results is not None:
                 with results.open("ab") as file:
                     file.write(orjson.dumps(line) + b"\n")
     except BenchError as error:
         raise click.ClickException(str(error)) from None
-    report = render(lines)
+    if not lines:
+        raise click.UsageError("there are no results to render; name them with --results")
+    picture = None if output is None else output.with_name("performance.svg")
+    report = render(lines, "" if picture is None else picture.name)
     click.echo(report, nl=False)
-    if output is not None:
+    if output is not None and picture is not None:
         output.write_text(report, encoding="utf-8")
+        draw(Results(lines), picture)
 
 
 if __name__ == "__main__":

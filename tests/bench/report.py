@@ -34,11 +34,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *(_row(row) for row in rows)])
 
 
-def render(lines: Sequence[Line]) -> str:
-    """The whole report, of what is there."""
+def render(lines: Sequence[Line], picture: str = "") -> str:
+    """The whole report, of what is there; ``picture`` is the name of the file beside it, if there is one."""
     found = Results(lines)
-    sections = (_opening, _reach, _peers, _workloads, _latency, _footprint, _stages)
-    parts = [part for section in sections if (part := section(found))]
+    sections = (_reach, _peers, _workloads, _latency, _footprint, _stages)
+    parts = [_opening(found), *(part for section in sections if (part := section(found)))]
+    if picture:
+        parts.insert(2, f"![Events per second of each system, and by customers]({picture})")
     return "\n\n".join([*parts, _METHOD, _machine(found)]) + "\n"
 
 

@@ -30,7 +30,7 @@ from tests.bench.workload import PURCHASES, Move, Workload, produce
 _DONE_WITHIN: Final = 900.0
 #: Idle time after the warm-up, so that its last commit and acknowledgement are over.
 _SETTLE: Final = 1.5
-_POLL: Final = 0.01
+_POLL: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)

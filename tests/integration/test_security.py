@@ -7,7 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AclBindingFilter, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import (
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    OffsetSpec,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from streams.generator import Population, generate
 from streams.replay import replay
@@ -21,7 +30,7 @@ from tests.support.topics import Topics, distinct, moves
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
-LOGINS = ("worker", "producer", "subscriber", "creator", "auditor", "operator")
+LOGINS = ("worker", "producer", "subscriber", "creator", "scaler", "auditor", "operator")
 PASSWORDS = {login: f"geheim-{login}-4711" for login in LOGINS}
 #: What a worker may do with its group.
 GROUP = AclBindingFilter(
@@ -77,6 +86,33 @@ def settings(servers: tuple[SecuredKafka, SecuredRedis], authority: Authority, s
         "SEGMENTER_KAFKA_CA": str(authority.ca),
         "SEGMENTER_START_WITHIN": "20",
     }
+
+
+def scaler(kafka: SecuredKafka, authority: Authority) -> AdminClient:
+    """Kafka, as an autoscaler may see it."""
+    return AdminClient(
+        {
+            "bootstrap.servers": kafka.secured,
+            "security.protocol": "sasl_ssl",
+            "sasl.mechanism": "SCRAM-SHA-512",
+            "sasl.username": "scaler",
+            "sasl.password": PASSWORDS["scaler"],
+            "ssl.ca.location": str(authority.ca),
+            "log_level": 0,
+        }
+    )
+
+
+def lag(admin: AdminClient, topic: str) -> int:
+    """Records of a topic that the group has not committed."""
+    partitions = [TopicPartition(topic, number) for number in admin.list_topics(topic).topics[topic].partitions]
+    (asked,) = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions("segmenter", partitions)]).values()
+    committed = {each.partition: max(each.offset, 0) for each in asked.result().topic_partitions}
+    ends = {
+        tp.partition: found.result().offset
+        for tp, found in admin.list_offsets({tp: OffsetSpec.latest() for tp in partitions}).items()
+    }
+    return sum(end - committed[number] for number, end in ends.items())
 
 
 def as_login(login: str, secrets: Path) -> dict[str, str]:
@@ -149,6 +185,8 @@ def test_everything_over_tls_with_the_least_rights(
         assert moves(distinct(json.loads(line) for line in said.splitlines())) == moves(expected)
         run("verify", settings=with_redis(settings, authority, secrets, "auditor", "auditor"))
         assert worker.get("/shards")[0] == 401
+        admin = scaler(kafka, authority)
+        eventually(lambda: lag(admin, "purchases") == 0, 20, "an autoscaler sees that everything is committed")
 
         # Sessions go on for seconds; whoever logs in anew is refused.
         kafka.set_password("worker", "another")

@@ -701,6 +701,7 @@ def test_records_are_counted_by_what_became_of_them(caplog: pytest.LogCaptureFix
         lines = [line.getMessage() for line in caplog.records if "refused as" in line.getMessage()]
         assert len(lines) == 2
         assert lines[0].startswith("2 records refused as invalid_json, the first on purchases at offset 3: ")
+        bench.runner.report()
         sizes = {
             segment: REGISTRY.get_sample_value(
                 "segmenter_segment_customers", {"dimension": "lifecycle", "segment": segment, "shard": "0"}

@@ -635,7 +635,7 @@ def test_the_consumer_is_made_to_lose_nothing() -> None:
             assert made._isolation_level == "read_committed"
             (assignor,) = made._partition_assignment_strategy
             assert issubclass(assignor, CopartitionedAssignor)
-            assert made._fetch_max_wait_ms == 200
+            assert made._fetch_max_wait_ms == 100
             assert made._session_timeout_ms == 20_000
             assert made._heartbeat_interval_ms == 3_000
         finally:
