@@ -224,20 +224,14 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
         kind=kinds,
         amount=amount,
         score=score,
-        event_hash=_hashes(event_id),
+        # 0 marks an empty place among the remembered ids.
+        event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
         customer=events.column("customer_id", ""),
         event_id=event_id,
         record=records,
         attributes={name: _texts(events, carried, name) for name in texts},
         numbers={name: _numbers(len(events), carried, name) for name in policy.attributes.numbers},
     )
-
-
-def _hashes(event_id: Sequence[str]) -> NDArray[np.uint64]:
-    """XXH3-64 of each; 0 marks an empty place among the remembered ids, and no event's hash."""
-    hashes = np.array(list(map(xxhash.xxh3_64_intdigest, map(str.encode, event_id))), dtype=np.uint64)
-    hashes[hashes == 0] = 1
-    return hashes
 
 
 def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
@@ -393,7 +387,11 @@ def rounds(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         return
     order = np.argsort(rows, kind="stable")
     sorted_rows = rows[order]
-    starts = np.flatnonzero(np.concatenate(([True], sorted_rows[1:] != sorted_rows[:-1])))
+    differs = sorted_rows[1:] != sorted_rows[:-1]
+    if differs.all():
+        yield np.arange(len(rows))
+        return
+    starts = np.flatnonzero(np.concatenate(([True], differs)))
     occurrence = np.empty(len(rows), dtype=np.int64)
     occurrence[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     by_occurrence = np.argsort(occurrence, kind="stable")

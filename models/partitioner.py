@@ -37,14 +37,22 @@ def _hash_block(block: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return h
 
 
+def _block(keys: Sequence[bytes], length: int) -> NDArray[np.uint8]:
+    """Equally long keys as the rows of a matrix."""
+    return np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), length)
+
+
 def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
     """The partition of each key among ``partitions``."""
-    lengths = np.fromiter(map(len, keys), dtype=np.int64, count=len(keys))
-    hashes = np.empty(len(keys), dtype=np.uint32)
-    for length in np.unique(lengths).tolist():
-        at = np.flatnonzero(lengths == length)
-        joined = b"".join([keys[i] for i in at.tolist()])
-        hashes[at] = _hash_block(np.frombuffer(joined, dtype=np.uint8).reshape(len(at), length))
+    lengths = list(map(len, keys))
+    different = set(lengths)
+    if len(different) == 1:
+        hashes = _hash_block(_block(keys, lengths[0]))
+    else:
+        hashes = np.empty(len(keys), dtype=np.uint32)
+        for length in different:
+            at = [i for i, each in enumerate(lengths) if each == length]
+            hashes[at] = _hash_block(_block([keys[i] for i in at], length))
     return (hashes & np.uint32(0x7FFFFFFF)).astype(np.int64) % partitions
 
 

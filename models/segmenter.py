@@ -46,6 +46,12 @@ class _Work(NamedTuple):
             self.found[i] = self.found[i]._replace(segments=table.label[self.found[i].row])
 
 
+def _distinct(rows: Rows) -> Rows:
+    """Each row once, in order; of few rows sooner than ``np.unique``."""
+    rows = np.sort(rows)
+    return rows[np.concatenate(([True], rows[1:] != rows[:-1]))] if len(rows) else rows
+
+
 class Segmenter:
     """The policy applied to customer tables. Stateless: everything it remembers is in the table.
 
@@ -351,7 +357,7 @@ class Segmenter:
         overflowed: list[Refusal],
         rows: Rows,
     ) -> Outcome:
-        touched = np.unique(np.concatenate([rows, *work.touched]))
+        touched = _distinct(np.concatenate([rows, *work.touched]))
         changes = Changes.ordered(work.found, table)
         published = self._wire(table, batch, changes, work, backfill)
         withheld = self._withheld(table, changes)

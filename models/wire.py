@@ -308,6 +308,8 @@ class WireWriter:
 
 def _repeated(instants: Instants) -> list[str]:
     """``format_column`` of instants of which many are the same."""
+    if (instants == instants[0]).all():
+        return format_column(instants[:1]) * len(instants)
     different, place = np.unique(instants, return_inverse=True)
     texts = format_column(different)
     return [texts[i] for i in place.tolist()]

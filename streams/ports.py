@@ -50,6 +50,10 @@ class StateStore(Protocol):
         """
         ...
 
+    def size(self, shard: int) -> int:
+        """How many customers there are."""
+        ...
+
     def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
         """All packed rows with their customers, in parts."""
         ...

@@ -119,6 +119,7 @@ class BatchProcessor:
                 table.values[name] = AttributeValues(known.most, header.values[name])
         for name in table.tally:
             table.widen(name, len(table.values[name].texts))
+        table.reserve(self._store.size(self.shard.number))
         for stored in self._store.rows(self.shard.number):
             for group in unpack(stored, header.layouts):
                 load(table, group, header.values)

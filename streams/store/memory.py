@@ -187,6 +187,10 @@ class MemoryStore:
         s.backfill_until = {**backfill_until, **s.backfill_until}
         return self.header(shard)
 
+    def size(self, shard: int) -> int:
+        """See StateStore."""
+        return len(self._shard(shard).customers)
+
     def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
         """See StateStore."""
         yield list(self._shard(shard).customers.items())

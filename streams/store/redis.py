@@ -194,6 +194,10 @@ class RedisStore:
         known += [part for role, offset in backfill_until.items() for part in (f"backfill:{role}", offset)]
         return self._header(self._acquire(keys=[keys.shard, keys.values, keys.outbox], args=[token, *known]))
 
+    def size(self, shard: int) -> int:
+        """See StateStore."""
+        return self._size(shard)[1]
+
     def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
         """See StateStore.
 

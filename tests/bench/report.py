@@ -201,9 +201,10 @@ the segmenter when also every event's state and offset are in Redis and the outb
 known customers, one is a new customer's first, one the second, one the third. A run fails if a change is missing, or
 should not be there, or comes twice. Processor time is user and system time of the measured process.
 
-**Latency**: event by event, from the call that hands it to the producer (which does not linger) to the return of the
-consumer's poll, or from the instant that a lapse is due, on one clock. **Memory**: resident memory of a fresh process
-before and after it loads the shard, and Redis's `used_memory` before and after the shard was filled.
+**Latency**: event by event, after eight seconds that warm the broker up, from the call that hands it to the producer
+(which does not linger) to the return of the consumer's poll, or from the instant that a lapse is due, on one clock.
+**Memory**: resident memory of a fresh process before and after it loads the shard, and Redis's `used_memory` before
+and after the shard was filled.
 
 **Stages** are the worker's own classes called one after the other on the embedded broker. What only computes is
 measured in processor time of its thread, what waits for Redis or the broker in elapsed time; in a worker these

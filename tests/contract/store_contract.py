@@ -171,7 +171,7 @@ def rows_of(store: StateStore, shard: int = 0) -> dict[str, bytes]:
     """All rows of a shard, each customer of which must be there once."""
     every = [pair for part in store.rows(shard) for pair in part]
     rows = dict(every)
-    assert len(every) == len(rows)
+    assert len(every) == len(rows) == store.size(shard)
     return rows
 
 
