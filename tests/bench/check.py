@@ -83,10 +83,15 @@ class Steps:
         batch, refusals = timed("read", lambda: self.processor.read("purchases", records, FOREVER))
         covered = {"purchases": Range(records[0].offset, records[-1].offset + 1)}
         step = timed("fold", lambda: self.processor.fold(batch, refusals, covered))
-        timed("encode", lambda: step.commit.entry and step.commit.entry.encode())
-        self.processor.commit(step)
         table = self.processor.table
-        timed("pack", lambda: pack(table, layout_of(table), table.rows[:_BATCH]))
+
+        def written() -> None:
+            pack(table, layout_of(table), table.rows[:_BATCH])
+            if step.commit.entry is not None:
+                step.commit.entry.encode()
+
+        timed("pack", written)
+        self.processor.commit(step)
         return spent
 
 
