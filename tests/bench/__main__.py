@@ -33,7 +33,7 @@ Line = dict[str, Any]
 Open = Callable[[], AbstractContextManager[Servers]]
 
 #: Those that do less than this many events a second get fewer of them.
-SLOW: Final = (contenders.NaiveAgent, contenders.FaustTable, contenders.AiokafkaRedis)
+SLOW: Final = (contenders.NaiveAgent, contenders.FaustTable)
 SIZES: Final = (20_000, 200_000, 2_000_000)
 SPREADS: Final[tuple[Spread, ...]] = ("uniform", "zipf")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tests.bench import contenders
 from tests.bench.reach import Results
@@ -21,7 +22,11 @@ def draw(found: Results, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "segmenter"
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
+    panels = 2 if found.of("workload") else 1
+    figure, axes = pyplot.subplots(
+        1, panels, figsize=(11, 4), width_ratios=(3, 2)[:panels], layout="constrained", squeeze=False
+    )
+    left = axes[0][0]
     kinds = (contenders.SegmenterWorker, contenders.DefaultPolicyWorker, *contenders.PEERS)
     everybody = [(kind.name, found.rates(kind.name)) for kind in reversed(kinds) if found.rates(kind.name)]
     places = range(len(everybody))
@@ -33,6 +38,14 @@ def draw(found: Results, path: Path) -> None:
     )  # fmt: skip
     left.set_yticks(places, [name for name, _ in everybody])
     left.set_xlabel("thousand events a second, one process")
+    if panels > 1:
+        _by_customers(found, axes[0][1])
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def _by_customers(found: Results, right: Any) -> None:
+    """The segmenter's rate on each workload."""
     for kind in (contenders.SegmenterWorker, contenders.DefaultPolicyWorker):
         for spread, style in (("uniform", "-o"), ("zipf", "--s")):
             rates = {size: found.workload(size, spread, kind.name) for size in (20_000, 200_000, 2_000_000)}
@@ -43,10 +56,7 @@ def draw(found: Results, path: Path) -> None:
     right.set_ylim(bottom=0)
     right.set_xlabel("known customers")
     right.set_ylabel("thousand events a second")
-    if right.lines:
-        right.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    right.legend(fontsize="small")
 
 
 def _whiskers(runs: Sequence[Sequence[float]]) -> list[list[float]]:

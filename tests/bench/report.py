@@ -47,7 +47,7 @@ def render(lines: Sequence[Line], picture: str = "") -> str:
 def _opening(found: Results) -> str:
     said = _paragraph(
         "Written by the benchmark itself. Rates belong to the machine below and to what else ran on it; ratios within "
-        "one run carry further. Everywhere: minimum / median / maximum."
+        "one run carry further. Everywhere: minimum / median / maximum, or the only figure where there was one repeat."
     )
     parts = ["# Performance", said]
     if any(line["quick"] for line in found.of("about")):
