@@ -1,7 +1,7 @@
 """``python -m tests.bench.scaling RESULTS``: how much of everything a fleet needs, from what the benchmark measured.
 
-Prints the tables of docs/SCALING.md. The model is linear: a shard's work does not depend on other shards, and hardly on
-how many customers it has, as the rates at 20 thousand to 2 million customers show.
+Prints the tables of docs/SCALING.md. The model is linear: it takes a shard's work to depend neither on other shards nor
+on how many customers it has, which the group ``workloads`` of the benchmark is there to show.
 """
 
 from __future__ import annotations
