@@ -223,9 +223,7 @@ class ShardRunner:
     async def _settle(self) -> bool:
         """Apply a slice of what is already due, as after new cut-offs or another policy. Returns whether any was."""
         processor = self.processor
-        if processor.time == NEVER:
-            return False
-        step = processor.advance(processor.time, most=self._slice)
+        step = None if processor.time == NEVER else processor.advance(processor.time, most=self._slice)
         if step is None:
             return False
         await self._take_over(step)
@@ -347,13 +345,15 @@ class ShardRunner:
         """Under the ingestion clock, and only while every topic is read to its end, the wall clock moves time."""
         if self._seam.open:
             return self._pass_gaps()
-        polled = [self._drained(role, self._next[role]) for role in ROLES]
-        if any(at is None for at in polled):
+        polled = [at for at in (self._drained(role, self._next[role]) for role in ROLES) if at is not None]
+        if len(polled) < len(ROLES):
             return False
-        self.last_progress = time.monotonic()
+        looked_at = min(polled)
+        # Nothing to do, as of then: a broker that has fallen silent since may hold anything.
+        self.last_progress = max(self.last_progress, time.monotonic() - (CLOCK.now() - looked_at))
         if self.processor.clock is Clock.EVENT:
             return False
-        instant = int(min(at for at in polled if at is not None) * SECOND)
+        instant = int(looked_at * SECOND)
         if self.processor.stop_at <= instant:
             return await self._stop_time(instant)
         step = self.processor.advance(instant, most=self._slice)

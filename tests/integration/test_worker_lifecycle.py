@@ -296,6 +296,8 @@ def ends_itself_when_the_broker_falls_silent(folder: Path) -> None:
     """An idle worker whose broker answers nothing may have everything to do: it ends itself, too."""
     with _broker_that_can_fail(folder) as (broker, settings), Worker(folder, {**settings, **STALLING}) as worker:
         worker.ready()
+        # It has seen the end of each topic of each shard: there is nothing to do, as far as it knows.
+        eventually(lambda: worker.get("/metrics")[1].count("\nsegmenter_consumer_lag_records{") >= 12, 30, "all read")
         broker.signal(signal.SIGSTOP)
         _ends_itself(worker)
         broker.kill()
