@@ -194,9 +194,10 @@ class RedisStore:
         known += [part for role, offset in backfill_until.items() for part in (f"backfill:{role}", offset)]
         return self._header(self._acquire(keys=[keys.shard, keys.values, keys.outbox], args=[token, *known]))
 
+    @_translated
     def size(self, shard: int) -> int:
         """See StateStore."""
-        return self._size(shard)[1]
+        return self._redis.hlen(shard_keys(self._namespace, shard).customers)
 
     def rows(self, shard: int) -> Iterator[list[tuple[str, bytes]]]:
         """See StateStore.
@@ -204,24 +205,22 @@ class RedisStore:
         A cursor means something only to the server that gave it: one that was restarted, or has taken the slot or the
         master's place, would pass rows over. So they are counted, unless the shard's owner has written meanwhile.
         """
-        commits, _ = self._size(shard)
+        commits = self._commits(shard)
         seen = set[str]()
         for part in read_ahead(partial(self._scan, shard)):
             rows = [(name, row) for customer, row in part.items() if (name := customer.decode()) not in seen]
             seen.update(name for name, _ in rows)
             yield rows
-        commits_now, stored = self._size(shard)
-        if commits_now == commits and stored != len(seen):
+        stored = self.size(shard)
+        if self._commits(shard) == commits and stored != len(seen):
             raise StoreUnavailable(
                 f"Redis at {self.address} showed {len(seen)} of the {stored} customers of shard {shard}; "
                 "another server answers since they began to be read"
             )
 
     @_translated
-    def _size(self, shard: int) -> tuple[bytes | None, int]:
-        keys = shard_keys(self._namespace, shard)
-        stored = self._redis.hlen(keys.customers)
-        return cast(bytes | None, self._redis.hget(keys.shard, "commits")), stored
+    def _commits(self, shard: int) -> bytes | None:
+        return cast(bytes | None, self._redis.hget(shard_keys(self._namespace, shard).shard, "commits"))
 
     @_translated
     def _scan(self, shard: int, cursor: int) -> tuple[int, dict[bytes, bytes]]:

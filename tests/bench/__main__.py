@@ -19,7 +19,6 @@ import click
 import orjson
 
 from tests.bench import contenders, footprint, latency, limits
-from tests.bench.events import make_events
 from tests.bench.machine import describe_machine, load_average
 from tests.bench.plot import draw
 from tests.bench.reach import Results
@@ -115,8 +114,7 @@ class Bench:
 
     def stages(self) -> Iterator[Line]:
         """Each stage of the worker, one after the other."""
-        most = 3_000 if self.quick else None
-        for workload in workloads(make_events(3_000 if self.quick else 56_000, 400), most):
+        for workload in workloads(3_000, 3_000) if self.quick else workloads(56_000):
             for batch_size in (1_000,) if self.quick else (1_000, 5_000):
                 _say(f"stages: {workload.name}, {workload.compared.name}, batches of {batch_size:,}")
                 yield {"kind": "stages", **asdict(measure_stages(workload, batch_size, self.repeats))}

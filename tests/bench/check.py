@@ -25,8 +25,9 @@ from streams.commit import Range
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.store.memory import MemoryStore
-from tests.bench.policies import BenchRecord, Compared, compared_for
-from tests.bench.workload import Workload
+from tests.bench.events import BenchRecord
+from tests.bench.policies import Compared, compared_for
+from tests.bench.workload import Workload, records_of
 
 RATIOS: Final = Path(__file__).with_name("ratios.json")
 #: A step may cost so many times its committed ratio: versions of Python and processors differ by less.
@@ -97,9 +98,7 @@ class Steps:
 
 def measured_ratios() -> dict[str, float]:
     """Each step's cost in calibrations."""
-    now = int(time.time() * 1000)
-    events = chain(_WORKLOAD.known(), _WORKLOAD.measured())
-    records = [BenchRecord(i, now, each.key, each.value) for i, each in enumerate(events)]
+    records = records_of(chain(_WORKLOAD.known(), _WORKLOAD.measured()))
     known, measured = records[: _WORKLOAD.known_events], records[_WORKLOAD.known_events :]
     steps = {each.name: Steps(each, known, measured) for each in compared_for(_WORKLOAD)}
     best: dict[str, float] = {}

@@ -19,9 +19,8 @@ from tests.bench.workload import PARTITIONS, PURCHASES
 COUNTER = "consumed"
 
 
-async def main(broker: str, redis_url: str) -> None:
-    """Run until SIGTERM."""
-    client, policy = redis.Redis.from_url(redis_url), shipped("lifecycle")
+async def purchases_consumer(broker: str) -> aiokafka.AIOKafkaConsumer:
+    """The consumer that Faust would use, with all partitions of the purchases and no group."""
     consumer = aiokafka.AIOKafkaConsumer(
         bootstrap_servers=broker,
         auto_offset_reset="earliest",
@@ -31,6 +30,13 @@ async def main(broker: str, redis_url: str) -> None:
     )
     await consumer.start()
     consumer.assign([TopicPartition(PURCHASES, partition) for partition in range(PARTITIONS)])
+    return consumer
+
+
+async def main(broker: str, redis_url: str) -> None:
+    """Run until SIGTERM."""
+    client, policy = redis.Redis.from_url(redis_url), shipped("lifecycle")
+    consumer = await purchases_consumer(broker)
     memory.collect_seldom()
     while True:
         for tp, records in (await consumer.getmany(timeout_ms=FETCH_WAIT_MS)).items():

@@ -49,10 +49,6 @@ class Contender(ABC):
     def prepare(self, workload: Workload) -> None:  # noqa: B027
         """What must be there before it starts."""
 
-    def started(self) -> bool:
-        """Whether it may be given events."""
-        return True
-
     def shares(self, workers: int) -> bool:
         """Whether it has its share of the partitions, beside others of its kind."""
         raise NotImplementedError
@@ -75,16 +71,18 @@ class SegmenterWorker(Contender):
     def __init__(self, servers: Servers) -> None:
         super().__init__(servers)
         (self.port,) = free_ports(1)
+        #: Its settings that are not at their default.
+        self.given = {
+            "broker": servers.broker,
+            "redis": servers.redis_url,
+            "http-port": str(self.port),
+            "policy": str(resources.files("models").joinpath(f"policies/{self.policy}.toml")),
+        }
         self._keys = [shard_keys(Settings().namespace, shard) for shard in range(PARTITIONS)]
 
     def command(self) -> list[str]:
-        given = {
-            "--broker": self.servers.broker,
-            "--redis": self.servers.redis_url,
-            "--http-port": str(self.port),
-            "--policy": str(resources.files("models").joinpath(f"policies/{self.policy}.toml")),
-        }
-        return [sys.executable, "-m", "streams.cli", "worker", *(part for pair in given.items() for part in pair)]
+        given = (part for name, value in self.given.items() for part in (f"--{name}", value))
+        return [sys.executable, "-m", "streams.cli", "worker", *given]
 
     def shares(self, workers: int) -> bool:
         return self.counted("segmenter_shards") == PARTITIONS // workers

@@ -28,11 +28,13 @@ from streams.embedded.server import LOOPBACK
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.store.redis import RedisStore
-from tests.bench import servers
 from tests.bench.contenders import ROOT, SegmenterWorker
+from tests.bench.events import BenchRecord
 from tests.bench.policies import cutoffs_of_workload
+from tests.bench.servers import BenchError, Servers
 from tests.bench.throughput import running
 from tests.bench.workload import Workload
+from tests.support.processes import memory as resident
 from tests.support.real_redis import RealRedis
 
 _BATCH: Final = 5_000
@@ -48,11 +50,6 @@ class Footprint:
     redis: float
     row: float
     load: Sequence[float]
-
-    @property
-    def redis_beyond_row(self) -> float:
-        """Bytes per customer in Redis beyond the packed row."""
-        return self.redis - self.row
 
 
 def footprint(customers: int = 1_000_000, repeats: int = 3) -> Footprint:
@@ -70,20 +67,18 @@ def _process(what: str, url: str, customers: int) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.bench.footprint", what, url, str(customers)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise servers.BenchError(f"{what} failed:\n{done.stderr[-2000:]}")
+        raise BenchError(f"{what} failed:\n{done.stderr[-2000:]}")
     said: dict[str, float] = orjson.loads(done.stdout)
     return said
 
 
 def _processor(store: RedisStore, customers: int) -> BatchProcessor:
-    activations = cutoffs_of_workload(Workload(min(customers, 20_000), 0)).activate(store)
+    activations = cutoffs_of_workload(Workload(customers, 0)).activate(store)
     return BatchProcessor(Shard(0, 1, Settings().topics), activations, store, Clock.INGESTION)
 
 
 def _fill(store: RedisStore, customers: int) -> dict[str, float]:
     """Fold one purchase of each customer, and commit it."""
-    from tests.bench.events import BenchRecord
-
     processor = _processor(store, customers)
     processor.load(dict.fromkeys(ROLES, 0), {})
     now, offset, records = int(time.time() * 1000), 0, list[BenchRecord]()
@@ -106,13 +101,13 @@ def _load(store: RedisStore, customers: int) -> dict[str, float]:
     memory.bound()
     processor = _processor(store, customers)
     memory.tidy()
-    before, began = servers.memory(os.getpid()), time.perf_counter()
+    before, began = resident(os.getpid()), time.perf_counter()
     processor.load(dict.fromkeys(ROLES, 0), {})
     seconds = time.perf_counter() - began
     if len(processor.table) != customers:
-        raise servers.BenchError(f"{len(processor.table)} customers were loaded, not {customers}")
+        raise BenchError(f"{len(processor.table)} customers were loaded, not {customers}")
     memory.tidy()
-    return {"seconds": seconds, "bytes": servers.memory(os.getpid()) - before}
+    return {"seconds": seconds, "bytes": resident(os.getpid()) - before}
 
 
 def help_seconds(repeats: int = 9) -> list[float]:
@@ -125,17 +120,16 @@ def help_seconds(repeats: int = 9) -> list[float]:
     return found
 
 
-def ready_seconds(where: servers.Servers, repeats: int = 5) -> list[float]:
+def ready_seconds(where: Servers, repeats: int = 5) -> list[float]:
     """Seconds from the start of a worker, with its broker there, until it says that it is ready."""
     found = []
     for number in range(repeats):
         where.redis.flushall()
         worker = SegmenterWorker(where)
-        command = [*worker.command(), "--group", f"ready-{number}"]
-        worker.command = lambda command=command: command  # type: ignore[method-assign, misc]
+        worker.given["group"] = f"ready-{number}"
         began = time.perf_counter()
-        with running(worker) as wait_for:
-            wait_for(partial(_is_ready, worker.port), "being ready")
+        with running(worker) as process:
+            process.wait_for(partial(_is_ready, worker.port), "being ready")
             found.append(time.perf_counter() - began)
     return found
 

@@ -24,7 +24,7 @@ from tests.bench.contenders import SegmenterWorker
 from tests.bench.policies import policy_text
 from tests.bench.servers import CHANGES, Servers
 from tests.bench.throughput import running
-from tests.bench.workload import PARTITIONS, PURCHASES, Produced, Workload, produce, purchases
+from tests.bench.workload import PURCHASES, Produced, Workload, produce, purchases
 
 #: Seconds. Known customers bought within the last hour, so they do not lapse meanwhile.
 LAPSE_AFTER: Final = 7200
@@ -42,18 +42,16 @@ class Seen:
 
     events: dict[str, float] = field(default_factory=dict)
     lapses: dict[str, float] = field(default_factory=dict)
-    count: int = 0
 
 
 @contextmanager
-def consuming(broker: str) -> Iterator[Seen]:
+def consuming(servers: Servers) -> Iterator[Seen]:
     """Consume all changes from now on, in a thread."""
     consumer = Consumer(
-        {"bootstrap.servers": broker, "group.id": "bench", "enable.auto.commit": False, "log_level": 0,
+        {"bootstrap.servers": servers.broker, "group.id": "bench", "enable.auto.commit": False, "log_level": 0,
          "fetch.wait.max.ms": 100, "fetch.queue.backoff.ms": 1}
     )  # fmt: skip
-    ends = [consumer.get_watermark_offsets(TopicPartition(CHANGES, p), timeout=10)[1] for p in range(PARTITIONS)]
-    consumer.assign([TopicPartition(CHANGES, partition, end) for partition, end in enumerate(ends)])
+    consumer.assign([TopicPartition(CHANGES, partition, end) for partition, end in enumerate(servers.ends())])
     seen, over = Seen(), threading.Event()
 
     def watch() -> None:
@@ -66,7 +64,6 @@ def consuming(broker: str) -> Iterator[Seen]:
                 seen.lapses.setdefault(change["customer_id"], now)
             else:
                 seen.events.setdefault(change["event_id"], now)
-            seen.count += 1
 
     thread = threading.Thread(target=watch, name="consumer")
     thread.start()
@@ -117,17 +114,15 @@ class Latency:
 
 
 class _Worker(SegmenterWorker):
-    """With a lapse after an hour."""
+    """With a lapse that can be waited for."""
 
-    folder = TemporaryDirectory(prefix="segmenter-bench-")
-
-    def command(self) -> list[str]:
-        policy = Path(self.folder.name) / "policy.toml"
+    def __init__(self, servers: Servers) -> None:
+        super().__init__(servers)
+        self._folder = TemporaryDirectory(prefix="segmenter-bench-")
+        policy = Path(self._folder.name) / "policy.toml"
         text = policy_text("lifecycle").replace('"30d"', f'"{LAPSE_AFTER // 2}s"')
         policy.write_text(text.replace('"90d"', f'"{LAPSE_AFTER}s"'))
-        given = super().command()
-        given[given.index("--policy") + 1] = str(policy)
-        return given
+        self.given["policy"] = str(policy)
 
 
 def live(servers: Servers, rate: float = 1000.0, seconds: float = 20.0) -> Latency:
@@ -135,13 +130,13 @@ def live(servers: Servers, rate: float = 1000.0, seconds: float = 20.0) -> Laten
     workload = Workload(20_000, int(rate * (_RAMP + seconds)))
     produce(servers.broker, PURCHASES, workload.known())
     worker = _Worker(servers)
-    with running(worker) as wait_for:
-        wait_for(lambda: worker.finished(workload.known_events, 2 * workload.customers), "the warm-up")
-        with consuming(servers.broker) as seen:
+    with running(worker) as process:
+        process.wait_for(lambda: worker.finished(workload.known_events, 2 * workload.customers), "the warm-up")
+        with consuming(servers) as seen:
             sent = produce_at(servers.broker, list(workload.measured()), rate)
             moves = {event for *_, event in workload.moves()}
             sent = {event: at for event, at in sent.items() if event in moves}
-            wait_for(lambda: len(seen.events) >= len(sent), "the last change")
+            process.wait_for(lambda: len(seen.events) >= len(sent), "the last change")
         measured_from = min(sent.values()) + _RAMP
         steady = {event: at for event, at in sent.items() if at >= measured_from}
         return Latency.of(_milliseconds(steady, seen.events))
@@ -153,8 +148,8 @@ def due(servers: Servers, customers: int = 4_000, seconds: float = 20.0) -> Late
     lapses = first + np.arange(customers) * seconds / customers
     produce(servers.broker, PURCHASES, _bought(lapses))
     worker = _Worker(servers)
-    with running(worker) as wait_for, consuming(servers.broker) as seen:
-        wait_for(lambda: len(seen.lapses) >= customers, "the last lapse")
+    with running(worker) as process, consuming(servers) as seen:
+        process.wait_for(lambda: len(seen.lapses) >= customers, "the last lapse")
     at = {f"c{_LAPSING + number:08d}": lapse for number, lapse in enumerate(lapses.tolist())}
     return Latency.of(_milliseconds(at, seen.lapses))
 
@@ -176,11 +171,11 @@ def burst(servers: Servers, customers: int = 1_000_000, rate: float = 200.0, rea
     worker = _Worker(servers)
     workload = Workload(1, int(rate * 600))
     moves = {event for *_, event in workload.moves()}
-    with running(worker) as wait_for:
-        wait_for(lambda: worker.finished(customers, customers), "the warm-up")
+    with running(worker) as process:
+        process.wait_for(lambda: worker.finished(customers, customers), "the warm-up")
         if time.time() > due_at - 10:
             raise RuntimeError(f"{customers} customers were not there {ready_within:g} s after they began to come")
-        with consuming(servers.broker) as seen:
+        with consuming(servers) as seen:
             time.sleep(max(0.0, due_at - 10 - time.time()))
             sent = produce_at(
                 servers.broker, list(workload.measured()), rate, until=lambda: len(seen.lapses) >= customers

@@ -17,7 +17,7 @@ from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, SECOND
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs, cutoffs_of, summary_of
-from models.sampling import Draw, draw_of
+from models.sampling import draw_of
 from models.table import CustomerTable
 from streams.activations import Activations
 from streams.commit import Range
@@ -25,7 +25,7 @@ from streams.ports import StateStore
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.store.memory import MemoryStore
 from tests.bench.events import BenchRecord
-from tests.bench.workload import Workload
+from tests.bench.workload import Workload, records_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ def cutoffs_of_workload(workload: Workload) -> Compared:
 
 def compared_for(workload: Workload) -> list[Compared]:
     """Both policies for a workload, with cut-offs of the first 20,000 of its known customers."""
-    few = Workload(min(workload.customers, 20_000), 0)
-    now = int(time.time() * 1000)
-    records = [BenchRecord(i, now, each.key, each.value) for i, each in enumerate(few.known())]
-    return compared(records)
+    return compared(records_of(Workload(min(workload.customers, 20_000), 0).known()))
 
 
 def _table(policy: Policy, records: Sequence[BenchRecord]) -> CustomerTable:
@@ -86,16 +83,6 @@ def _table(policy: Policy, records: Sequence[BenchRecord]) -> CustomerTable:
     batch, _ = processor.read("purchases", records, FOREVER)
     processor.fold(batch, (), {"purchases": Range(0, len(records))})
     return processor.table
-
-
-def week_of_draws(records: Sequence[BenchRecord], shards: int, weeks: int) -> list[Draw]:
-    """What so many shards draw of the customers at the week's end; the first has them all."""
-    policy = shipped("default")
-    table, instant = _table(policy, records), int(time.time() * SECOND) + weeks * policy.population.every
-    (name,) = policy.clusters
-    whole = draw_of(table, name, instant, 0, shards)
-    nobody = whole.model_copy(update={"keys": (), "rows": ()})
-    return [whole, *(nobody.model_copy(update={"shard": shard}) for shard in range(1, shards))]
 
 
 def _cutoffs(policy: Policy, records: Sequence[BenchRecord]) -> Cutoffs:

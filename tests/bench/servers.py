@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 import redis
 from confluent_kafka import Consumer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
 
 from streams.embedded.stack import EmbeddedStack
+from streams.kafka.topics import create
 from streams.settings import Settings
 from tests.bench.workload import PARTITIONS
 from tests.support.real_kafka import RealKafka
@@ -70,14 +68,10 @@ class Servers:
 
 
 @contextmanager
-def real_servers(partitions: int = PARTITIONS) -> Iterator[Servers]:
+def real_servers() -> Iterator[Servers]:
     """A real Apache Kafka, one broker, and a real Redis that syncs its append-only file each second."""
-    settings = Settings()
-    topics = [*settings.topics.values(), *settings.output_topics]
     with RealKafka() as kafka, RealRedis() as store:
-        admin = KafkaAdminClient(bootstrap_servers=kafka.address)
-        admin.create_topics([NewTopic(topic, partitions, 1) for topic in topics])
-        admin.close()
+        create(Settings().model_copy(update={"broker": kafka.address}), PARTITIONS, replication=1)
         yield from _servers(kafka.address, store.url)
 
 
@@ -94,15 +88,3 @@ def _servers(broker: str, url: str) -> Iterator[Servers]:
         yield servers
     finally:
         servers.close()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, from Linux's /proc."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory(pid: int, what: str = "VmRSS") -> int:
-    """Bytes of a process's resident memory now, or with VmHWM at most so far."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))

@@ -32,7 +32,7 @@ from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.store.redis import RedisStore
-from tests.bench.events import BenchRecord, Events
+from tests.bench.events import BenchRecord, generated_records
 from tests.bench.policies import Compared, compared
 
 #: Entries published together, as the outbox does when it is behind.
@@ -80,12 +80,12 @@ class StageTimes:
         return [sum(each) for each in zip(*parts, strict=True)]
 
 
-def workloads(events: Events, most: int | None = None) -> list[Workload]:
-    """The throughput comparison's events under the ingestion clock, and CDNOW's history where the data is there.
+def workloads(generated: int, most: int | None = None) -> list[Workload]:
+    """So many generated events under the ingestion clock, and CDNOW's history, or ``most`` of it, where the data is.
 
     Each under the lifecycle alone and under the default policy.
     """
-    sources = [("the comparison's events", Clock.INGESTION, events.records()[:most])]
+    sources = [("generated events", Clock.INGESTION, generated_records(generated))]
     if _CDNOW.is_file():
         with gzip.open(_CDNOW) as file:
             values = [line.strip() for line in islice(file, most)]

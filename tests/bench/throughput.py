@@ -24,8 +24,9 @@ from typing import Final
 
 from streams.embedded.server import OwnedProcess
 from tests.bench.contenders import Contender
-from tests.bench.servers import BenchError, Servers, cpu_seconds, memory
+from tests.bench.servers import BenchError, Servers
 from tests.bench.workload import PURCHASES, Move, Workload, produce
+from tests.support.processes import cpu_seconds, memory
 
 _DONE_WITHIN: Final = 900.0
 #: Idle time after the warm-up, so that its last commit and acknowledgement are over.
@@ -60,23 +61,31 @@ class Run:
         return self.cpu / self.events * 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A contender's process, and where it says what goes wrong."""
+
+    name: str
+    log: Path
+    process: OwnedProcess
+
+    def wait_for(self, done: Callable[[], bool], what: str) -> None:
+        """Wait until something is so. Raises BenchError if it takes too long, or the process ends."""
+        deadline = time.perf_counter() + _DONE_WITHIN
+        while not done():
+            if time.perf_counter() > deadline or not self.process.running:
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise BenchError(f"{self.name}: {what} did not happen\n{tail}")
+            time.sleep(_POLL)
+
+
 @contextmanager
-def running(contender: Contender) -> Iterator[Callable[[Callable[[], bool], str], int]]:
-    """Run a contender; yields a function that waits until something is so, and returns the process id."""
+def running(contender: Contender) -> Iterator[Running]:
+    """Run a contender."""
     with tempfile.TemporaryDirectory(prefix="segmenter-bench-") as folder:
         log = Path(folder) / "process.log"
         with OwnedProcess(contender.command(), log) as process:
-
-            def wait_for(done: Callable[[], bool], what: str) -> int:
-                deadline = time.perf_counter() + _DONE_WITHIN
-                while not done():
-                    if time.perf_counter() > deadline or not process.running:
-                        tail = log.read_text(errors="replace")[-2000:]
-                        raise BenchError(f"{contender.name}: {what} did not happen\n{tail}")
-                    time.sleep(_POLL)
-                return process.pid
-
-            yield wait_for
+            yield Running(contender.name, log, process)
 
 
 def measure(
@@ -89,9 +98,9 @@ def measure(
     with ExitStack() as stack:
         contenders = [kind(servers) for _ in range(workers)]
         contenders[0].prepare(workload)
-        waits = [stack.enter_context(running(each)) for each in contenders]
-        pids = [wait(each.started, "its start") for each, wait in zip(contenders, waits, strict=True)]
-        contender, wait_for = contenders[0], waits[0]
+        processes = [stack.enter_context(running(each)) for each in contenders]
+        pids = [each.process.pid for each in processes]
+        contender, wait_for = contenders[0], processes[0].wait_for
         if workers > 1:
             wait_for(lambda: all(each.shares(workers) for each in contenders), "sharing the shards")
         produce(servers.broker, PURCHASES, workload.known())

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-import aiokafka
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import ConsumerRecord
 
 from models.events import ROLES
 from models.instants import FOREVER
@@ -23,8 +22,9 @@ from streams.outbox import Outbox
 from streams.processor import BatchProcessor, Clock, Shard
 from streams.settings import Settings
 from streams.store.redis import RedisStore
+from tests.bench.consume import purchases_consumer
 from tests.bench.policies import shipped
-from tests.bench.workload import PARTITIONS, PURCHASES
+from tests.bench.workload import PARTITIONS
 
 #: Fetches of a partition that may wait, as many as Faust lets wait.
 _WAITING = 16
@@ -38,7 +38,7 @@ async def _shard(processor: BatchProcessor, outbox: Outbox, fetches: asyncio.Que
     while True:
         records = await fetches.get()
         while len(records) < most and not fetches.empty():
-            records = [*records, *fetches.get_nowait()]
+            records += fetches.get_nowait()
         for start in range(0, len(records), most):
             part = records[start : start + most]
             batch, refusals = processor.read("purchases", part, FOREVER)
@@ -55,15 +55,7 @@ async def main(broker: str, redis_url: str) -> None:
     store.register(PARTITIONS, settings.group)
     activations = Activations(store, policy)
     publisher = KafkaPublisher({"bootstrap.servers": broker}, OutputTopics(*settings.output_topics))
-    consumer = aiokafka.AIOKafkaConsumer(
-        bootstrap_servers=broker,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        fetch_max_wait_ms=FETCH_WAIT_MS,
-    )
-    await consumer.start()
-    consumer.assign([TopicPartition(PURCHASES, partition) for partition in range(PARTITIONS)])
+    consumer = await purchases_consumer(broker)
     memory.collect_seldom()
     queues = [asyncio.Queue[list[ConsumerRecord]](_WAITING) for _ in range(PARTITIONS)]
     async with asyncio.TaskGroup() as shards:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from models.instants import SECOND, format_column
 from models.partitioner import partitions_of
+from streams.embedded.broker import PARTITIONS
+from tests.bench.events import BenchRecord
 
-PARTITIONS: Final = 4
 PURCHASES: Final = "purchases"
 #: Known customers have bought so often; a third purchase makes a regular of a new customer.
 ORDERS: Final = 3
@@ -147,6 +148,12 @@ def purchases(
             f'"country":"DE","channel":"online","category":"home"}}'
         )
         yield Produced(key, value.encode(), partition)
+
+
+def records_of(produced: Iterable[Produced]) -> list[BenchRecord]:
+    """What was produced as records of one partition, just now."""
+    now = int(time.time() * 1000)
+    return [BenchRecord(offset, now, each.key, each.value) for offset, each in enumerate(produced)]
 
 
 def produce(broker: str, topic: str, records: Iterable[Produced]) -> int:

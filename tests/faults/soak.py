@@ -5,7 +5,6 @@ import re
 import signal
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,11 +19,11 @@ from streams.generator import Population, generate
 from tests.faults.load import Load, replayed, sent
 from tests.faults.run import SERVERS, Fault, Lane, Run, Shared
 from tests.support.commands import Worker
+from tests.support.processes import memory
 
 EVERY = 10.0
 #: Share of the run after which memory must be flat: by then nearly every customer has come.
 _WARM_UP = 0.3
-_PAGE = os.sysconf("SC_PAGESIZE")
 #: A run long enough to say so must have memory that grows by no more than this share in the rest of it.
 _FLAT, _FLAT_AFTER = 0.05, 600.0
 #: Lag is what faults cause here; what a topic lags must not be what changes depend on.
@@ -47,7 +46,6 @@ class Memory:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._metrics = f"http://{worker.address}/metrics"
         self._over = threading.Event()
         self.samples: list[tuple[float, int, float, float]] = []
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -63,12 +61,12 @@ class Memory:
         while not self._over.wait(1.0):
             pid = self._worker.process.pid
             try:
-                resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 1e6
-                with urllib.request.urlopen(self._metrics, timeout=5) as answer:
-                    (shards,) = re.findall(r"^segmenter_shards (\S+)$", answer.read().decode(), re.M)
-            except (OSError, IndexError, ValueError):
-                continue  # it does not answer this second
-            self.samples.append((time.monotonic() - self._began, pid, resident, float(shards)))
+                resident = memory(pid) / 1e6
+            except (OSError, StopIteration):
+                continue  # it is not there this second
+            shards = re.findall(r"^segmenter_shards (\S+)$", self._worker.get("/metrics")[1], re.M)
+            if shards:  # it answers this second
+                self.samples.append((time.monotonic() - self._began, pid, resident, float(shards[0])))
 
     def figures(self) -> dict[str, float]:
         """Least, median and most, and the slope in MB a minute at an equal number of shards, after the warm-up."""

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -91,14 +91,20 @@ class KafkaUnavailable(RuntimeError):
 
 
 def fetch_kafka() -> Path:
-    """Return the folder that holds the broker's jars, downloading them with Maven if need be.
+    """Return the folder that holds the broker's jars, downloading them with Maven if need be."""
+    name = f"kafka-{KAFKA_VERSION}-{hashlib.sha256(_POM.encode()).hexdigest()[:8]}"
+    return cached_jars(name, "Kafka", _download)
 
-    The folder appears under its name complete or not at all: a fetch fills a folder of its own and renames
-    it. A lock makes test processes that start together share one download; it is the kernel's, so it goes
-    with its holder, and what an interrupted fetch left behind is cleared by the next.
+
+def cached_jars(name: str, what: str, make: Callable[[Path, Path, float], Path]) -> Path:
+    """Return the folder of the cache that holds the jars of ``what``, having them made if need be.
+
+    ``make`` is given an empty folder, the cache, for its log, and a deadline, and returns where in the folder the jars
+    are. The folder appears under its name complete or not at all: it is filled under another and renamed. A lock makes
+    test processes that start together share one download; it is the kernel's, so it goes with its holder, and what an
+    interrupted one left behind is cleared by the next. Raises ``KafkaUnavailable``.
     """
     _check_java()
-    name = f"kafka-{KAFKA_VERSION}-{hashlib.sha256(_POM.encode()).hexdigest()[:8]}"
     deadline = time.monotonic() + FETCH_SECONDS
     try:
         cache = _cache_folder()
@@ -106,9 +112,9 @@ def fetch_kafka() -> Path:
             cache.mkdir(parents=True, exist_ok=True)
             with _only_fetcher(cache, deadline):
                 if not _is_complete(cache / name):
-                    _fetch_into(cache, name, deadline)
+                    _fill(cache, name, deadline, make)
     except OSError as error:
-        raise KafkaUnavailable(f"the cache folder for Kafka cannot be used: {error}") from error
+        raise KafkaUnavailable(f"the cache folder for {what} cannot be used: {error}") from error
     return cache / name
 
 
@@ -143,37 +149,43 @@ def _only_fetcher(cache: Path, deadline: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise KafkaUnavailable(
-                        f"another process has been fetching Kafka into {cache} for {FETCH_SECONDS:.0f} s: "
+                        f"another process has been filling {cache} for {FETCH_SECONDS:.0f} s: "
                         f"wait for it, or end it, then try again"
                     ) from None
                 time.sleep(0.2)
         yield
 
 
-def _fetch_into(cache: Path, name: str, deadline: float) -> None:
+def _fill(cache: Path, name: str, deadline: float, make: Callable[[Path, Path, float], Path]) -> None:
     for leftover in cache.glob(f"{_PARTIAL}*"):
         shutil.rmtree(leftover, ignore_errors=True)  # its Maven may be dying this very moment
     partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=cache))
     try:
-        _download(partial, cache / "fetch.log", deadline)
-        jars = sorted(partial.glob("*.jar"))
-        (partial / _MARKER).write_text("".join(f"{jar.name} {jar.stat().st_size}\n" for jar in jars))
+        made = make(partial, cache, deadline)
+        jars = sorted(made.glob("*.jar"))
+        (made / _MARKER).write_text("".join(f"{jar.name} {jar.stat().st_size}\n" for jar in jars))
         if (cache / name).exists():  # once complete, damaged since
             shutil.rmtree(cache / name)
-        partial.rename(cache / name)
+        made.rename(cache / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _download(folder: Path, log: Path, deadline: float) -> None:
-    """Have Maven copy the broker and all it needs into ``folder``, checksums verified."""
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise KafkaUnavailable(
-            f"Kafka {KAFKA_VERSION} is not in the cache, and no mvn on PATH can fetch it: install Maven"
-        )
+def _download(folder: Path, cache: Path, deadline: float) -> Path:
+    """Have Maven copy the broker and all it needs into ``folder``."""
     pom = folder / "pom.xml"
     pom.write_text(_POM)
+    copy = f"org.apache.maven.plugins:maven-dependency-plugin:{COPY_PLUGIN_VERSION}:copy-dependencies"
+    goals = (copy, "-DincludeScope=runtime", f"-DoutputDirectory={folder}")
+    run_maven(pom, goals, f"fetch Kafka {KAFKA_VERSION}", cache / "fetch.log", deadline)
+    return folder
+
+
+def run_maven(pom: Path, goals: Sequence[str], task: str, log: Path, deadline: float) -> None:
+    """Run Maven, checksums verified. Raises ``KafkaUnavailable``, which says that it did not do its ``task``."""
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise KafkaUnavailable(f"the cache does not have what is needed, and no mvn on PATH can {task}: install Maven")
     log.unlink(missing_ok=True)
     command = (
         str(Path(maven).absolute()),
@@ -182,27 +194,23 @@ def _download(folder: Path, log: Path, deadline: float) -> None:
         "--strict-checksums",
         "--update-snapshots",  # without it Maven remembers a failed download for a day
         f"--file={pom}",
-        f"org.apache.maven.plugins:maven-dependency-plugin:{COPY_PLUGIN_VERSION}:copy-dependencies",
-        "-DincludeScope=runtime",
-        f"-DoutputDirectory={folder}",
+        *goals,
         "-Dstyle.color=never",
     )
     with OwnedProcess(command, log) as process:
         code = process.exit_code(within=max(0.0, deadline - time.monotonic()))
     if code is None:
-        raise KafkaUnavailable(
-            f"Maven did not fetch Kafka {KAFKA_VERSION} in {FETCH_SECONDS:.0f} s: see {log}, then try again"
-        )
+        raise KafkaUnavailable(f"Maven did not {task} in {FETCH_SECONDS:.0f} s: see {log}, then try again")
     if code != 0:
         errors = [line for line in log.read_text(errors="replace").splitlines() if "ERROR" in line]
         reason = errors[0].strip() if errors else f"it ended with code {code}"
         raise KafkaUnavailable(
-            f"Maven could not fetch Kafka {KAFKA_VERSION}; check the network and Maven's settings. "
+            f"Maven could not {task}; check the network and Maven's settings. "
             f"All it said is in {log}, the first error being: {reason}"
         )
 
 
-def _java() -> str:
+def java_program() -> str:
     """Return the full path of the java program: that of JAVA_HOME, which Maven uses too, or of PATH."""
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=str(Path(home, "bin"))) if home else None
@@ -216,7 +224,7 @@ def _java() -> str:
 
 def _check_java() -> None:
     """Raise ``KafkaUnavailable`` if java is missing, broken, or older than this Kafka can run on."""
-    java = _java()
+    java = java_program()
     try:
         said = subprocess.run(
             (java, "-version"),
@@ -276,7 +284,7 @@ class RealKafka(LoopbackServer):
         lines = (f"{name}={_escaped(value)}\n" for name, value in self._properties().items())
         settings.write_text("".join(lines), encoding="ascii")
         java = (
-            _java(),
+            java_program(),
             self._heap,
             "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",
