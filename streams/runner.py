@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 from models.batch import Record
@@ -21,6 +22,7 @@ from streams.commit import Range, ShardHeader
 from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
 from streams.inbox import Batch, Beyond, Inbox
 from streams.outbox import Outbox
+from streams.pace import Pace
 from streams.processor import BatchProcessor, Clock, Step
 from streams.reading import Fetch, Seam, unread
 from streams.reporting import Report
@@ -40,11 +42,6 @@ _LAST_RETRY: Final = 5.0
 _STALE_RETRY: Final = 1.0
 #: How often a batch that waits for a lagging topic is looked at again, in seconds.
 _BLOCKED_POLL: Final = 0.02
-#: Commits that may wait for the broker before time moves more customers.
-_MOST_BEHIND: Final = 4
-#: Customers whom time alone may move in one commit, whatever the batch size is.
-_SLICE: Final = 500
-_SMALL_SLICE: Final = 50
 #: Seconds between the timestamp a producer gives a record and its arrival at the broker, at most.
 _PRODUCER_DELAY: Final = 0.5
 
@@ -72,6 +69,7 @@ class ShardRunner:
         #: The last instant of which cut-offs were taken without models.
         self._unlearned: int | None = None
         self._report = Report(processor)
+        self._pace = Pace(settings.batch_size)
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self.last_progress = time.monotonic()
@@ -79,8 +77,7 @@ class ShardRunner:
     def start(self, header: ShardHeader) -> None:
         """Begin, with a table that has just been loaded."""
         self.resume(header)
-        name = f"shard-{self.processor.shard.number}"
-        self._task = asyncio.create_task(self._run(), name=name)
+        self._task = asyncio.create_task(self._run(), name=f"shard-{self.processor.shard.number}")
 
     def resume(self, header: ShardHeader) -> None:
         """Go on from a table that has just been loaded; the outbox must have been stopped."""
@@ -173,11 +170,8 @@ class ShardRunner:
     async def _rest(self) -> None:
         """Wait for records, or for the next look at the deadlines."""
         blocked = self._blocked_since is not None or self._awaiting_since is not None or self._behind
-        pause = _BLOCKED_POLL if blocked else self._settings.tick_every
-        try:
-            await asyncio.wait_for(self._work.wait(), pause)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._work.wait(), _BLOCKED_POLL if blocked else self._settings.tick_every)
 
     async def _advance(self) -> bool:
         """Fold what can be folded, else let time pass. Returns whether there may be more to do at once."""
@@ -211,19 +205,13 @@ class ShardRunner:
 
     @property
     def _behind(self) -> bool:
-        """Whether time must wait for the broker: what live events cause would come after all that time has caused."""
-        return self.outbox.pending > _MOST_BEHIND
-
-    @property
-    def _slice(self) -> int:
-        """Customers whom time alone may move in one commit: few beside live events while the broker is behind."""
-        most = self._settings.batch_size
-        return min(most, max(_SMALL_SLICE, most // 50) if self._behind else max(_SLICE, most // 5))
+        """Whether time must wait for the broker."""
+        return self._pace.behind(self.outbox.pending)
 
     async def _settle(self) -> bool:
         """Apply a slice of what is already due, as after new cut-offs or another policy. Returns whether any was."""
         processor = self.processor
-        step = None if processor.time == NEVER else processor.advance(processor.time, most=self._slice)
+        step = None if processor.time == NEVER else processor.advance(processor.time, most=self._pace.slice)
         if step is None:
             return False
         await self._take_over(step)
@@ -237,7 +225,7 @@ class ShardRunner:
         """
         activations, partitions = self.processor.activations, self.processor.shard.partitions
         known = activations.latest
-        step = self.processor.stop(target, most=self._slice)
+        step = self.processor.stop(target, most=self._pace.slice)
         if step is not None:
             self._awaiting_since = None
             await self._take_over(step)
@@ -331,7 +319,7 @@ class ShardRunner:
 
     async def _fold(self, batch: Batch) -> None:
         began = time.perf_counter()
-        step = self.processor.fold(batch.events, batch.refusals, batch.ranges, self._slice)
+        step = self.processor.fold(batch.events, batch.refusals, batch.ranges, self._pace.beside(len(batch.events)))
         await self._commit(step)
         metrics.BATCH_SECONDS.observe(time.perf_counter() - began)
         metrics.BATCH_SIZE.observe(len(batch.events))
@@ -356,7 +344,7 @@ class ShardRunner:
         instant = int(looked_at * SECOND)
         if self.processor.stop_at <= instant:
             return await self._stop_time(instant)
-        step = self.processor.advance(instant, most=self._slice)
+        step = self.processor.advance(instant, most=self._pace.slice)
         if step is None:
             return False
         await self._take_over(step)
@@ -364,10 +352,13 @@ class ShardRunner:
 
     def _pass_gaps(self) -> bool:
         """What is left of a topic that is all read, below where the shard was, are no records. Returns if any is."""
-        ends = [(role, end) for role, end in self._seam.until.items() if self._next[role] < end]
-        left = [(role, end) for role, end in ends if self._drained(role, self._next[role]) is not None]
-        for role, end in left:
-            self.fetched(role, Range(self._next[role], end), ())
+        left = [
+            (role, Range(start, end))
+            for role, end in self._seam.until.items()
+            if (start := self._next[role]) < end and self._drained(role, start) is not None
+        ]
+        for role, gap in left:
+            self.fetched(role, gap, ())
         return bool(left)
 
     async def _commit(self, step: Step) -> None:
