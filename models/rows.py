@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from models.errors import StateError
 from models.table import NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Rows
 
-#: The format that is written. Format 1, which is still read, has no activation, surveys, numbers and tallies.
-FORMAT: Final = 2
+#: The format that is written. Format 1, which is still read, has no activation, surveys, numbers and tallies; in it and
+#: in format 2, which is read too, every label takes two bytes.
+FORMAT: Final = 3
+#: Labels of a dimension whose codes fit a byte.
+_BYTE_OF_LABELS: Final = 128
 
 _MEASURES: Final = (
     "signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded",
@@ -88,6 +91,8 @@ class Layout:
     @cached_property
     def head(self) -> np.dtype[Any]:
         """The fixed fields of a row, packed without padding."""
+        most = max(map(len, self.labels.values()), default=0)
+        label = "i1" if self.format > 2 and most <= _BYTE_OF_LABELS else "<i2"
         newer: list[tuple[Any, ...]] = [("activation", "<u4"), ("surveys", "<u4"), ("score", "<i8")]
         extra: list[tuple[Any, ...]] = [
             ("number", "<f8", (len(self.numbers),)),
@@ -105,7 +110,7 @@ class Layout:
             ("gross", "<i8"),
             ("refunded", "<i8"),
             *(newer if self.format > 1 else ()),
-            ("label", "<i2", (len(self.labels),)),
+            ("label", label, (len(self.labels),)),
             ("changed_at", "<i8", (len(self.labels),)),
             ("value", "<i4", (len(self.attributes),)),
             ("value_at", "<i8", (len(self.attributes),)),

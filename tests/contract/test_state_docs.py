@@ -581,6 +581,6 @@ def test_a_newer_format_is_refused(page: dict[str, Any], raw: Any, store: RedisS
     raw.hset("{segmenter:3}:customers", "c-1042", row)
     field = f"layout:{int.from_bytes(row[:4], 'little')}"
     layout = json.loads(raw.hget("{segmenter:3}:shard", field))
-    raw.hset("{segmenter:3}:shard", field, json.dumps(layout | {"format": 3}))
+    raw.hset("{segmenter:3}:shard", field, json.dumps(layout | {"format": 4}))
     with pytest.raises(ValueError, match="newer"):
         page["read_customer"](raw, "segmenter", "c-1042")

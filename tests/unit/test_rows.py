@@ -125,7 +125,7 @@ def test_a_row_is_as_documented() -> None:
     layout = layout_of(feeder.processor.table)
     assert customer == "a"
     assert row[:4] == zlib.crc32(layout.json).to_bytes(4, "little")
-    fixed = 4 + 4 + 3 * 8 + 2 * 4 + 2 * 8 + (4 + 4 + 8) + 2 * (2 + 8) + (4 + 8) + (8 + 8) + 8 + 1
+    fixed = 4 + 4 + 3 * 8 + 2 * 4 + 2 * 8 + (4 + 4 + 8) + 2 * (1 + 8) + (4 + 8) + (8 + 8) + 8 + 1
     assert len(row) == layout.head.itemsize + 16 == fixed + 2 * 8
     assert [int.from_bytes(row[at_ : at_ + 8], "little") for at_ in (-16 + len(row), -8 + len(row))] == hashes(
         ["e1", "e2"]
@@ -462,6 +462,20 @@ OLD_ROW = bytes.fromhex(
 OLD_VALUES = {"country": ["DE"], "channel": ["web"]}
 
 
+#: The same with a row of format 2: D = 2, two bytes a label, four event ids.
+LAYOUT_2 = (
+    b'{"format":2,"currency":"USD","dimensions":{"lifecycle":["new","potential","regular","lapsed"],'
+    b'"channel":["online","store","mixed"]},"attributes":["country"],"numbers":["income"],'
+    b'"tallies":{"channel/orders/forever":2}}'
+)
+ROW_2 = bytes.fromhex(
+    "7f0047aa030000000036f97d2f0e0600001019d2590e06000070f0ef6d0e06000200000000000000ba0900000000000000000000"
+    "000000000100000001000000c201000000000000000002000036f97d2f0e06000070f0ef6d0e0600000000000036f97d2f0e0600"
+    "000000000070e7400036f97d2f0e0600000000000000f03f000000000000f03f041bf88612fc940a6ccc5661646d5a118774531a"
+    "7a761b3561ec897a6f3476f8e6"
+)
+
+
 def old_rows() -> tuple[list[tuple[str, bytes]], dict[int, Layout]]:
     """One customer of the format before, with the layout by the id under which it is stored."""
     layout_id = zlib.crc32(OLD_LAYOUT)
@@ -487,6 +501,30 @@ def test_rows_of_the_format_before_are_read() -> None:
     assert remembered(table, "c-1042") == hashes(["s-1", "p-1", "r-1"])
 
 
+def test_rows_of_format_2_are_read() -> None:
+    """Their labels take two bytes each, and mean the same."""
+    table = CustomerTable(make_policy(keep=["country"], numbers=["income"], more=TALLIED.replace("where", "channel")))
+    layout = Layout.parse(LAYOUT_2)
+    (group,) = unpack([("c-1042", ROW_2)], {zlib.crc32(LAYOUT_2): layout})
+    (row,) = load(table, group, {"country": ["DE"], TALLY: ["web", "shop"]}).tolist()
+    assert [labels[code] for labels, code in zip(table.labels, table.label[row], strict=True)] == ["new", "mixed"]
+    assert (table.sequence[row], table.orders[row], table.surveys[row]) == (3, 2, 1)
+    assert table.number[row].tolist() == [48_000]
+    assert weights_of(table, TALLY, "c-1042") == {"web": 1, "shop": 1}
+    assert remembered(table, "c-1042") == hashes(["s-1", "p-1", "p-2", "s-2"])
+
+
+@pytest.mark.parametrize(("labels", "width"), [(1, 1), (128, 1), (129, 2)])
+def test_labels_take_a_byte_where_their_codes_fit(labels: int, width: int) -> None:
+    """One dimension of very many labels widens those of all."""
+    texts = tuple(f"label-{number}" for number in range(labels))
+    head = Layout("USD", {"few": ("a", "b"), "many": texts}, ()).head
+    assert head["label"].itemsize == 2 * width
+    record = np.zeros(1, dtype=head)
+    record["label"] = [[NO_LABEL, labels - 1]]
+    assert record["label"].tolist() == [[NO_LABEL, labels - 1]]
+
+
 def test_rows_of_both_formats_lie_side_by_side() -> None:
     """A row keeps its format until it is written again."""
     rows, layouts = old_rows()
@@ -499,7 +537,7 @@ def test_rows_of_both_formats_lie_side_by_side() -> None:
     layout = layout_of(table)
     again = dict(zip(table.customer, pack(table, layout, table.rows), strict=False))
     assert {row[:4] for row in again.values()} == {layout.id.to_bytes(4, "little")}
-    assert layout.format == FORMAT == 2
+    assert layout.format == FORMAT == 3
 
 
 def test_a_layout_of_the_format_before_is_written_as_it_was_read() -> None:
