@@ -40,7 +40,8 @@ class SegmentCounts:
 
     def update(self, table: CustomerTable, rows: Rows) -> None:
         """Count ``rows`` as they are now instead of as they were."""
-        missing = len(table.orders) - len(self._label)
+        counted = len(self._label)
+        missing = len(table.orders) - counted
         if missing:
             fresh = np.full((missing, len(self._names)), NO_LABEL, dtype=np.int16)
             self._label = np.concatenate([self._label, fresh])
@@ -48,7 +49,8 @@ class SegmentCounts:
         label = table.label[rows]
         what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
         for d in range(len(self._names)):
-            self._add(d, self._label[rows, d], -self._what[:, rows])
+            if counted:
+                self._add(d, self._label[rows, d], -self._what[:, rows])
             self._add(d, label[:, d], what)
         self._label[rows], self._what[:, rows] = label, what
 

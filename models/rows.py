@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
@@ -163,30 +164,32 @@ class Unpacked:
     """Stored rows of one layout: the fixed fields as a structured array and the remembered ids, oldest first."""
 
     layout: Layout
-    customers: list[str]
+    customers: Sequence[str]
     head: NDArray[Any]
     ids: NDArray[np.uint64]
 
 
 def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -> list[Unpacked]:
     """Stored (customer_id, row) pairs, grouped by layout. Raises StateError for a row that no layout explains."""
-    groups: dict[bytes, list[tuple[str, bytes]]] = {}
-    for pair in stored:
-        groups.setdefault(pair[1][:4], []).append(pair)
+    groups: dict[bytes, Sequence[tuple[str, bytes]]] = {}
+    prefixes = {row[:4] for _, row in stored}
+    for prefix in sorted(prefixes):
+        groups[prefix] = stored if len(prefixes) == 1 else [pair for pair in stored if pair[1][:4] == prefix]
     result = []
     for prefix, pairs in groups.items():
+        customers, rows = zip(*pairs, strict=True)
         layout = layouts.get(int.from_bytes(prefix, "little"))
         if layout is None:
-            raise StateError(f"the row of customer {pairs[0][0]!r} has a layout that is not stored; restore the store")
-        fixed = layout.head.itemsize
-        most = max(1, max(len(row) - fixed for _, row in pairs) // 8)
+            raise StateError(f"the row of customer {customers[0]!r} has a layout that is not stored; restore the store")
+        fixed, sizes = layout.head.itemsize, np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        most = max(1, -(-(int(sizes.max()) - fixed) // 8))
         whole = np.dtype([("head", layout.head), ("ids", "<u8", (most,))])
-        for customer, row in pairs:
-            if len(row) < fixed or len(row) != fixed + 8 * row[fixed - 1]:
-                raise StateError(f"the stored row of customer {customer!r} is damaged; restore the store")
-        data = b"".join([row.ljust(whole.itemsize, b"\0") for _, row in pairs])
+        data = b"".join(map(bytes.ljust, rows, repeat(whole.itemsize), repeat(b"\0")))
         packed = np.frombuffer(data, dtype=whole)
-        result.append(Unpacked(layout, [customer for customer, _ in pairs], packed["head"], packed["ids"]))
+        damaged = np.flatnonzero(sizes != fixed + 8 * packed["head"]["seen"].astype(np.int64))
+        if len(damaged):
+            raise StateError(f"the stored row of customer {customers[damaged[0]]!r} is damaged; restore the store")
+        result.append(Unpacked(layout, customers, packed["head"], packed["ids"]))
     return result
 
 
@@ -204,32 +207,41 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
             "set money.base back, or start with another namespace and rebuild"
         )
     rows = table.place(unpacked.customers)
+    where = _where(rows)
     for name in ("sequence", *_MEASURES, *(_SINCE_2 if layout.format > 1 else ())):
-        getattr(table, name)[rows] = head[name]
+        getattr(table, name)[where] = head[name]
     for at, (name, texts) in enumerate(layout.labels.items()):
         if name in table.dimensions:
             d = table.dimensions.index(name)
             borne = set(np.unique(head["label"][:, at]).tolist())
             codes = [table.label_code(d, text) if i in borne else NO_LABEL for i, text in enumerate(texts)]
             recode = np.array([*codes, NO_LABEL], dtype=np.int16)
-            table.label[rows, d] = recode[head["label"][:, at]]
-            table.changed_at[rows, d] = head["changed_at"][:, at]
+            table.label[where, d] = recode[head["label"][:, at]]
+            table.changed_at[where, d] = head["changed_at"][:, at]
     for at, attribute in enumerate(layout.attributes):
         if attribute in table.attributes:
             a, remap = table.attributes.index(attribute), _remap(table.values[attribute], values.get(attribute, ()))
-            table.value[rows, a] = remap[head["value"][:, at]]
-            table.value_at[rows, a] = head["value_at"][:, at]
+            table.value[where, a] = remap[head["value"][:, at]]
+            table.value_at[where, a] = head["value_at"][:, at]
     for at, number in enumerate(layout.numbers):
         if number in table.numbers:
-            table.number[rows, table.numbers.index(number)] = head["number"][:, at]
-            table.number_at[rows, table.numbers.index(number)] = head["number_at"][:, at]
+            table.number[where, table.numbers.index(number)] = head["number"][:, at]
+            table.number_at[where, table.numbers.index(number)] = head["number_at"][:, at]
     _load_tallies(table, rows, unpacked, values)
-    kept = table.seen.shape[1]
-    ids, counts = unpacked.ids, head["seen"].astype(np.int64)
-    newest = np.maximum(counts - kept, 0)[:, None] + np.arange(min(kept, ids.shape[1]))
-    table.seen[rows, : newest.shape[1]] = np.take_along_axis(ids, np.minimum(newest, ids.shape[1] - 1), axis=1)
-    table.seen_count[rows] = np.minimum(counts, kept)
+    ids, counts, kept = unpacked.ids, head["seen"].astype(np.int64), table.seen.shape[1]
+    width = min(kept, ids.shape[1])
+    if (counts > kept).any():
+        newest = np.maximum(counts - kept, 0)[:, None] + np.arange(width)
+        ids = np.take_along_axis(ids, np.minimum(newest, ids.shape[1] - 1), axis=1)
+    table.seen[where, :width] = ids[:, :width]
+    table.seen_count[where] = np.minimum(counts, kept)
     return rows
+
+
+def _where(rows: Rows) -> Rows | slice:
+    """The same rows, as a slice if they lie one after the other: that is assigned several times faster."""
+    consecutive = len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all()
+    return slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
 
 
 def _remap(known: AttributeValues, texts: Sequence[str]) -> NDArray[np.int32]:

@@ -130,12 +130,11 @@ class Segmenter:
         nothing = np.empty(0, dtype=np.int64)
         return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
 
-    def resume(self, table: CustomerTable, settled: int, time: int) -> None:
-        """Find the deadlines of all rows of a table that has just been loaded.
+    def resume(self, table: CustomerTable, rows: Rows, settled: int, time: int) -> None:
+        """Find the deadlines of rows that have just been loaded.
 
         Every deadline before ``settled`` has been applied, and those of rows that events have touched up to ``time``.
         """
-        rows = table.rows
         at, now = np.full(len(rows), settled, dtype=np.int64), np.full(len(rows), time, dtype=np.int64)
         for d, dimension in enumerate(self.dimensions):
             deadline = self._next_deadline(table, rows, d, at)

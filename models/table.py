@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -119,11 +120,12 @@ class CustomerTable:
 
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
-        get = self.index.get
-        rows = [get(customer, -1) for customer in customers]
-        if -1 in rows:
-            self._add(dict.fromkeys(customer for customer, row in zip(customers, rows, strict=True) if row < 0))
-            rows = [self.index[customer] for customer in customers]
+        rows = list(map(self.index.get, customers, repeat(-1)))
+        if missing := rows.count(-1):
+            some = missing < len(rows)
+            new = [customer for customer, row in zip(customers, rows, strict=True) if row < 0] if some else customers
+            self._add(dict.fromkeys(new))
+            rows = list(map(self.index.__getitem__, customers))
         return np.array(rows, dtype=np.int64)
 
     def reserve(self, customers: int) -> None:
@@ -143,7 +145,8 @@ class CustomerTable:
             self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
         rows = [*freed, *range(first, len(self.customer))]
         self.index.update(zip(new, rows, strict=True))
-        self.identity[rows] = [xxhash.xxh3_64_intdigest(customer.encode()) for customer in new]
+        digests = map(xxhash.xxh3_64_intdigest, map(str.encode, new))
+        self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(new))
 
     def _grow(self, size: int) -> None:
         self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])

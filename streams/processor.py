@@ -119,12 +119,12 @@ class BatchProcessor:
                 table.values[name] = AttributeValues(known.most, header.values[name])
         for name in table.tally:
             table.widen(name, len(table.values[name].texts))
+        settled = self.time if header.settled is None else header.settled
         table.reserve(self._store.size(self.shard.number))
         for stored in self._store.rows(self.shard.number):
             for group in unpack(stored, header.layouts):
-                load(table, group, header.values)
-        settled = self.time if header.settled is None else header.settled
-        self._segmenter.resume(table, settled, self.time)
+                rows = load(table, group, header.values)
+                self._segmenter.resume(table, rows, settled, self.time)
         self.counts = SegmentCounts(table)
         stored_sizes = self._store.segments(self.shard.number)
         self._resized = header.time is not None and stored_sizes.keys() != self.counts.sizes().keys()

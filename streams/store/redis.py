@@ -208,9 +208,10 @@ class RedisStore:
         commits = self._commits(shard)
         seen = set[str]()
         for part in read_ahead(partial(self._scan, shard)):
-            rows = [(name, row) for customer, row in part.items() if (name := customer.decode()) not in seen]
-            seen.update(name for name, _ in rows)
-            yield rows
+            names = list(map(bytes.decode, part))
+            pairs = zip(names, part.values(), strict=True)
+            yield list(pairs) if seen.isdisjoint(names) else [pair for pair in pairs if pair[0] not in seen]
+            seen.update(names)
         stored = self.size(shard)
         if self._commits(shard) == commits and stored != len(seen):
             raise StoreUnavailable(

@@ -98,7 +98,9 @@ def _fill(store: RedisStore, customers: int) -> dict[str, float]:
 
 
 def _load(store: RedisStore, customers: int) -> dict[str, float]:
+    # As a worker does at its start.
     memory.bound()
+    memory.collect_seldom()
     processor = _processor(store, customers)
     memory.tidy()
     before, began = resident(os.getpid()), time.perf_counter()

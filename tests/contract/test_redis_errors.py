@@ -660,7 +660,7 @@ class TestDamaged:
 
     @pytest.mark.parametrize(
         ("part", "field", "value"),
-        [layout_with('{"format":3}'), ("outbox", "1-t", '{"format":2}')],
+        [layout_with('{"format":4}'), ("outbox", "1-t", '{"format":2}')],
         ids=["layout", "outbox"],
     )
     def test_a_newer_format_is_told(
@@ -669,7 +669,7 @@ class TestDamaged:
         """A later format is told as such, even where nothing else of it can be understood."""
         raw.hset(f"{{segmenter:0}}:{part}", field, value)
         for operate in (EVERYTHING["header"], EVERYTHING["acquire"]):
-            with pytest.raises(StateError, match=r"in format [23].*newer version"):
+            with pytest.raises(StateError, match=r"in format [24].*newer version"):
                 operate(store)
 
     @pytest.mark.parametrize("size", ["{", "[]", "7", '{"customers":1}', '{"customers":1,"revenue_minor":"x"}'])

@@ -110,7 +110,7 @@ def test_deadlines_are_computed_and_not_stored() -> None:
     feeder.feed(purchase("a", "p", at(0)), signup("b", "s", at(1)), refund("c", "r", at(2)), signup("d", "t", at(-29)))
     before, after = feeder.processor.table, loaded(feeder, feeder.policy)
     assert (after.deadline == FOREVER).all()
-    Segmenter(feeder.policy).resume(after, feeder.processor.time, feeder.processor.time)
+    Segmenter(feeder.policy).resume(after, after.rows, feeder.processor.time, feeder.processor.time)
     deadlines = {customer: int(after.deadline[row, 0]) for customer, row in after.index.items()}
     assert deadlines == {"a": at(90), "b": at(31), "c": FOREVER, "d": at(61)}
     assert deadlines == {customer: int(before.deadline[row, 0]) for customer, row in before.index.items()}
@@ -280,7 +280,7 @@ def test_rows_of_several_layouts_lie_side_by_side() -> None:
     feeder.feed(purchase("new", "3", at(1), channel="online"))
     header = feeder.store.header(0)
     assert len(header.layouts) == 2
-    assert {group.layout.attributes: group.customers for group in unpack(stored(feeder), header.layouts)} == {
+    assert {group.layout.attributes: list(group.customers) for group in unpack(stored(feeder), header.layouts)} == {
         ("country",): ["old"],
         ("channel", "country"): ["new"],
     }
@@ -351,7 +351,7 @@ def test_nothing_stored_is_nothing_loaded() -> None:
     table = CustomerTable(policy)
     assert unpack([], {}) == []
     assert pack(table, layout_of(table), table.rows) == []
-    Segmenter(policy).resume(table, at(0), at(0))
+    Segmenter(policy).resume(table, table.rows, at(0), at(0))
     assert table.earliest_deadline == FOREVER
 
 
