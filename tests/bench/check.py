@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ RATIOS: Final = Path(__file__).with_name("ratios.json")
 ALLOWED: Final = 1.35
 _BATCH: Final = 5_000
 _TURNS: Final = 9
+#: How often what is too dear is measured again: a neighbour on the machine makes a step dearer, never cheaper.
+_MORE: Final = 4
 _WORKLOAD: Final = Workload(20_000, _TURNS * _BATCH)
 
 
@@ -123,17 +125,25 @@ def check(update: bool) -> None:
         RATIOS.write_text(json.dumps(found, indent=2) + "\n")
         return
     expected = json.loads(RATIOS.read_text())
-    slower = []
+    for _ in range(_MORE):
+        if found.keys() != expected.keys() or not _dearer(found, expected):
+            break
+        again = measured_ratios()
+        found = {step: min(ratio, again[step]) for step, ratio in found.items()}
     for step, ratio in found.items():
         click.echo(f"{step:28} {ratio:7.3f}, committed {expected.get(step, 0):7.3f}")
-        # What costs next to nothing is not measured well enough to say.
-        if ratio > max(ALLOWED * expected.get(step, 0), expected.get(step, 0) + 0.02):
-            slower.append(step)
-    if slower or found.keys() != expected.keys():
+    if found.keys() != expected.keys():
+        raise click.ClickException("the steps are not those of ratios.json; run: python -m tests.bench.check --update")
+    if dearer := _dearer(found, expected):
         raise click.ClickException(
-            f"dearer than {ALLOWED} times what is committed: {', '.join(slower) or 'nothing, but the steps differ'}. "
+            f"dearer than {ALLOWED} times what is committed: {', '.join(dearer)}. "
             "Make it cheaper; or, if it is worth its price, run: python -m tests.bench.check --update"
         )
+
+
+def _dearer(found: Mapping[str, float], expected: Mapping[str, float]) -> list[str]:
+    # What costs next to nothing is not measured well enough to say.
+    return [step for step, ratio in found.items() if ratio > max(ALLOWED * expected[step], expected[step] + 0.02)]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from streams.embedded.redis import find_redis_server
 from streams.errors import ServiceUnavailable
-from tests.bench.check import RATIOS, measured_ratios
+from tests.bench.check import RATIOS, check, measured_ratios
 from tests.bench.reach import GOALS, Results
 from tests.bench.workload import Spread, Workload
 
@@ -49,6 +50,25 @@ def test_a_goal_is_judged_by_the_median() -> None:
 def test_every_step_has_a_committed_ratio() -> None:
     """What `make bench-check` compares with."""
     assert set(json.loads(RATIOS.read_text())) == set(measured_ratios())
+
+
+@pytest.mark.parametrize(("dear", "code", "measured"), [(0, 0, 1), (2, 0, 3), (5, 1, 5)])
+def test_a_step_is_too_dear_if_it_is_so_every_time(
+    monkeypatch: pytest.MonkeyPatch, dear: int, code: int, measured: int
+) -> None:
+    """A busy machine fails nothing: what is dearer than allowed is measured again."""
+    committed = json.loads(RATIOS.read_text())
+    times = 0
+
+    def ratios() -> dict[str, float]:
+        nonlocal times
+        times += 1
+        return {step: ratio * (2 if times <= dear else 1) for step, ratio in committed.items()}
+
+    monkeypatch.setattr("tests.bench.check.measured_ratios", ratios)
+    done = CliRunner().invoke(check)
+    assert (done.exit_code, times) == (code, measured)
+    assert ("dearer than" in done.output) == bool(code)
 
 
 @pytest.mark.slow
