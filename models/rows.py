@@ -171,12 +171,10 @@ class Unpacked:
 
 def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -> list[Unpacked]:
     """Stored (customer_id, row) pairs, grouped by layout. Raises StateError for a row that no layout explains."""
-    groups: dict[bytes, Sequence[tuple[str, bytes]]] = {}
+    result = []
     prefixes = {row[:4] for _, row in stored}
     for prefix in sorted(prefixes):
-        groups[prefix] = stored if len(prefixes) == 1 else [pair for pair in stored if pair[1][:4] == prefix]
-    result = []
-    for prefix, pairs in groups.items():
+        pairs = stored if len(prefixes) == 1 else [pair for pair in stored if pair[1][:4] == prefix]
         customers, rows = zip(*pairs, strict=True)
         layout = layouts.get(int.from_bytes(prefix, "little"))
         if layout is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import filterfalse, repeat
 from typing import Final
 
 import numpy as np
@@ -121,10 +121,8 @@ class CustomerTable:
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
         rows = list(map(self.index.get, customers, repeat(-1)))
-        if missing := rows.count(-1):
-            some = missing < len(rows)
-            new = [customer for customer, row in zip(customers, rows, strict=True) if row < 0] if some else customers
-            self._add(dict.fromkeys(new))
+        if -1 in rows:
+            self._add(dict.fromkeys(filterfalse(self.index.__contains__, customers)))
             rows = list(map(self.index.__getitem__, customers))
         return np.array(rows, dtype=np.int64)
 
