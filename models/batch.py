@@ -203,8 +203,9 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
     amount = np.zeros(len(events), dtype=np.int64)
     if role == "purchases":
         paid = np.flatnonzero(kinds != Kind.TICK)
-        at = paid.tolist()
-        priced = [_taken(events.column(name), paid, at) for name in ("amount", "currency")]
+        priced = [events.column(name) for name in ("amount", "currency")]
+        if len(paid) < len(events):
+            priced = [_taken(column, paid, paid.tolist()) for column in priced]
         amount[paid] = policy.converter.column(*priced)
     score = np.zeros(len(events), dtype=np.int64)
     if role == "signups":
@@ -212,6 +213,7 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
         scores = events.column("score")
         score[asked] = np.rint([float(scores[i]) * 100 for i in asked.tolist()])
     event_id = events.column("event_id", "")
+    hashes = map(xxhash.xxh3_64_intdigest, map(str.encode, event_id))
     free = events.column("attributes")
     carried = [(i, each) for i, each in enumerate(free) if each] if any(free) else []
     texts = dict.fromkeys((*policy.attributes.keep, *(tally.of for tally in policy.tallies)))
@@ -225,7 +227,7 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
         amount=amount,
         score=score,
         # 0 marks an empty place among the remembered ids.
-        event_hash=np.array([xxhash.xxh3_64_intdigest(i.encode()) or 1 for i in event_id], dtype=np.uint64),
+        event_hash=np.maximum(np.fromiter(hashes, dtype=np.uint64, count=len(event_id)), 1),
         customer=events.column("customer_id", ""),
         event_id=event_id,
         record=records,

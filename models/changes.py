@@ -25,8 +25,11 @@ Cause = Literal[
     "population",
     "model",
 ]
-_SOURCE: Final = b"segmenter"
-_TYPE: Final = b"segment.changed.v1"
+#: The headers that all changes have in common.
+_SPECVERSION: Final = ("ce_specversion", b"1.0")
+_TYPE: Final = ("ce_type", b"segment.changed.v1")
+_SOURCE: Final = ("ce_source", b"segmenter")
+_JSON: Final = ("content-type", b"application/json")
 
 Segments = Annotated[dict[str, str | None], Field(description="dimension → label, null for none")]
 
@@ -113,16 +116,16 @@ def change_id_of(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
-def headers_of(change_id: str, customer: str, effective_at: str) -> list[tuple[str, bytes]]:
-    """CloudEvents 1.0, Kafka protocol binding, binary content mode."""
+def headers_of(change_id: str, customer: bytes, effective_at: str) -> list[tuple[str, bytes]]:
+    """CloudEvents 1.0, Kafka protocol binding, binary content mode; ``customer`` as UTF-8."""
     return [
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", change_id.encode()),
-        ("ce_type", _TYPE),
-        ("ce_source", _SOURCE),
-        ("ce_subject", customer.encode()),
+        _TYPE,
+        _SOURCE,
+        ("ce_subject", customer),
         ("ce_time", effective_at.encode()),
-        ("content-type", b"application/json"),
+        _JSON,
     ]
 
 

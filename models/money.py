@@ -54,7 +54,7 @@ class Converter:
     def column(self, amounts: Sequence[str], currencies: Sequence[str]) -> NDArray[np.int64]:
         """Minor units of the base currency. Raises Refused if any row cannot be converted."""
         if currencies.count(self.base) == len(currencies) and max(map(len, amounts), default=0) <= 15:
-            values = np.array(list(map(float, amounts)))
+            values = np.fromiter(map(float, amounts), dtype=np.float64, count=len(amounts))
             scaled = np.rint(values * self._scale)
             if (scaled / self._scale == values).all() and (scaled <= LARGEST_AMOUNT).all():
                 minor: NDArray[np.int64] = scaled.astype(np.int64)

@@ -109,7 +109,8 @@ class Segmenter:
         work = _Work(times, [], [], told_until, set())
         refused: list[int] = []
         events = np.flatnonzero(batch.kind != Kind.TICK)
-        rows = table.place([batch.customer[i] for i in events.tolist()])
+        customers = batch.customer
+        rows = table.place(customers if len(events) == len(batch) else [customers[i] for i in events.tolist()])
         codes = codes_of(table, batch)
         for part in rounds(rows):
             refused += self._round(table, batch, codes, events[part], rows[part], work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import filterfalse, repeat
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -120,11 +120,13 @@ class CustomerTable:
 
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
-        rows = list(map(self.index.get, customers, repeat(-1)))
-        if -1 in rows:
-            self._add(dict.fromkeys(filterfalse(self.index.__contains__, customers)))
-            rows = list(map(self.index.__getitem__, customers))
-        return np.array(rows, dtype=np.int64)
+        rows = np.fromiter(map(self.index.get, customers, repeat(-1)), dtype=np.int64, count=len(customers))
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            names = [customers[i] for i in unknown.tolist()]
+            self._add(dict.fromkeys(names))
+            rows[unknown] = list(map(self.index.__getitem__, names))
+        return rows
 
     def reserve(self, customers: int) -> None:
         """Make room for so many customers at once, and a few more, instead of growing with them."""

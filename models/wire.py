@@ -8,6 +8,7 @@ dumping them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from json.encoder import encode_basestring as quoted
 from typing import Any, Final, NamedTuple, overload
 
 import numpy as np
@@ -133,7 +134,7 @@ class Wire(Sequence[SegmentChanged]):
                 yield (
                     customer,
                     (
-                        f'{{"customer_id":{_json(customer)},"sequence":{after.sequence},"segments":{after.segments},'
+                        f'{{"customer_id":{quoted(customer)},"sequence":{after.sequence},"segments":{after.segments},'
                         f'"as_of":"{after.decided_at}","policy_version":{after.policy_version}}}'
                     ).encode(),
                 )
@@ -210,7 +211,7 @@ class WireWriter:
         sequences, begin, values, ids = changes.sequence.tolist(), 0, wire.values, wire.ids
         for head, end in zip(self._heads(table, changes, starts, events, times, history), ends, strict=True):
             customer, ident, source, effective, rest, segments, decided = head
-            opening = f'","customer_id":{_json(customer)},"sequence":'
+            opening = f'","customer_id":{quoted(customer)},"sequence":'
             for i in range(begin, end):
                 said, move = moves[i]
                 change_id = change_id_of(f"{ident}{said}{source}")
@@ -246,7 +247,7 @@ class WireWriter:
         for row, cause, position, instant, effective, decided, told, orders, net, days, segments in columns:
             customer = customers[row]
             if position != NO_EVENT:
-                source, event = f"event:{events[position]}", _json(events[position])
+                source, event = f"event:{events[position]}", quoted(events[position])
             else:
                 source, event = (f"deadline:{instant}" if cause <= LATE else self._activation), "null"
             rest = (

@@ -23,6 +23,8 @@ _Message = tuple[str, bytes | None, bytes | None, _Headers, int]
 #: The key decides on the partition.
 _BY_KEY: Final = -1
 _FIRST: Final = 0
+#: Messages between which nothing else is handed over: what is purged waits for them.
+_HANDED_AT_ONCE: Final = 100
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
@@ -121,7 +123,7 @@ class KafkaPublisher:
             }
         )
         self._open = True
-        #: Held while one message is handed over, or all are purged.
+        #: Held while a few messages are handed over, or all are purged.
         self._handing = threading.Lock()
         self._purges = 0
         self._poller = threading.Thread(target=self._poll, name="publisher", daemon=True)
@@ -177,50 +179,42 @@ class KafkaPublisher:
             self._producer.purge(blocking=_WAIT_FOR_PURGE)
 
     def _send(self, messages: Callable[[], Iterable[_Message]], delivery: _Delivery) -> None:
-        for message in list(messages()):
-            if not self._produce(*message, delivery):
-                break
-        else:
-            delivery.seal(whole=True)
-            return
-        if self._open:
-            delivery.seal(whole=False)
-
-    def _produce(
-        self,
-        topic: str,
-        key: bytes | None,
-        value: bytes | None,
-        headers: _Headers,
-        partition: int,
-        delivery: _Delivery,
-    ) -> bool:
-        """Hand a message over; False if there was a purge meanwhile, or the end."""
-        while self._open:
-            try:
-                with self._handing:
-                    if delivery.purges != self._purges:
-                        return False
-                    self._producer.produce(
-                        topic, value=value, key=key, partition=partition, headers=headers, on_delivery=delivery
-                    )
-                    delivery.handed += 1
-            except BufferError:
+        """Hand all messages over, unless there is a purge meanwhile, or the end."""
+        waiting, sent = list(messages()), 0
+        while sent < len(waiting) and self._open:
+            part = waiting[sent : sent + _HANDED_AT_ONCE]
+            with self._handing:
+                if delivery.purges != self._purges:
+                    break
+                handed = self._hand_over(part, delivery)
+            sent += handed
+            if handed < len(part):
                 self._producer.poll(0.05)
-            except KafkaException as error:
-                delivery.handed += 1
-                delivery(error.args[0], None)
-                return True
-            else:
-                return True
-        return False
+        if sent == len(waiting) or self._open:
+            delivery.seal(whole=sent == len(waiting))
+
+    def _hand_over(self, part: Sequence[_Message], delivery: _Delivery) -> int:
+        """Returns how many messages have been handed over: not all if librdkafka's queue is full."""
+        produce, handed = self._producer.produce, 0
+        try:
+            for topic, key, value, headers, partition in part:
+                try:
+                    produce(topic, value, key, partition, on_delivery=delivery, headers=headers)
+                except KafkaException as error:
+                    delivery(error.args[0], None)
+                handed += 1
+        except BufferError:
+            pass
+        delivery.handed += handed
+        return handed
 
     def _messages(self, entry: OutboxEntry) -> Iterator[_Message]:
         topics, wire, withheld = self._topics, entry.wire, set(entry.withheld)
         changes = zip(wire.values, wire.ids, wire.customers, wire.effective_at, strict=True)
         for place, (value, ident, customer, effective_at) in enumerate(changes):
             if place not in withheld:
-                yield topics.changes, customer.encode(), value, headers_of(ident, customer, effective_at), _BY_KEY
+                key = customer.encode()
+                yield topics.changes, key, value, headers_of(ident, key, effective_at), _BY_KEY
         # A move that is withheld is a move all the same: snapshots show where each customer is now.
         for customer, labels in wire.snapshots():
             yield topics.snapshots, customer.encode(), labels, _JSON, _BY_KEY

@@ -40,6 +40,7 @@ from streams import failpoints
 from streams.clock import CLOCK
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
 from streams.kafka.commits import Told
+from streams.kafka.records import leave_records_plain
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 100
@@ -131,6 +132,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         conf = self.app.conf
+        leave_records_plain()
         self._assignor = CopartitionedAssignor
         auth = driver.credentials_to_aiokafka_auth(conf.broker_credentials, conf.ssl_context)
         return aiokafka.AIOKafkaConsumer(

@@ -77,7 +77,7 @@ def snapshots_of(changes: Sequence[SegmentChanged]) -> dict[str, Any]:
 def test_headers_are_cloudevents() -> None:
     """A change carries the required CloudEvents attributes as bytes, dated by its effective_at."""
     change = some_changes()[1]
-    assert headers_of(change["change_id"], change["customer_id"], change["effective_at"]) == [
+    assert headers_of(change["change_id"], change["customer_id"].encode(), change["effective_at"]) == [
         ("ce_specversion", b"1.0"),
         ("ce_id", change["change_id"].encode()),
         ("ce_type", b"segment.changed.v1"),

@@ -53,14 +53,24 @@ class FakeProducer:
         self._undelivered: list[tuple[Callable[..., None], KafkaError | None]] = []
         self._lock = threading.Lock()
 
-    def produce(self, topic: str, *, on_delivery: Callable[..., None], **message: Any) -> None:
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int,
+        *,
+        on_delivery: Callable[..., None],
+        headers: list[tuple[str, bytes]],
+    ) -> None:
         self.before(len(self.messages))
         with self._lock:
             if self.full:
                 self.full -= 1
                 raise BufferError("Local: Queue full")
             number = len(self.messages)
-            self.messages.append({"topic": topic, **message})
+            message = {"topic": topic, "value": value, "key": key, "partition": partition, "headers": headers}
+            self.messages.append(message)
             if number in self.raises:
                 raise self.raises[number]
             if not self.eager:
