@@ -199,7 +199,7 @@ def _number(name: str, value: object) -> float:
 
 def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy) -> EventBatch:
     """Validated events as columns. Raises Refused or InstantError if any of them cannot be converted."""
-    kinds = np.array([_KINDS[kind] for kind in events.column("kind", DEFAULT_KIND[role])], dtype=np.int8)
+    kinds = np.array(list(map(_KINDS.__getitem__, events.column("kind", DEFAULT_KIND[role]))), dtype=np.int8)
     amount = np.zeros(len(events), dtype=np.int64)
     if role == "purchases":
         paid = np.flatnonzero(kinds != Kind.TICK)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.table import NO_LABEL, CustomerTable, Rows
 
@@ -29,41 +28,43 @@ class SegmentCounts:
     """
 
     def __init__(self, table: CustomerTable) -> None:
-        self._names = [[f"{name}:{label}" for label in table.labels[d]] for d, name in enumerate(table.dimensions)]
-        #: How many of each dimension's segments are the policy's; a retired one counts while anybody is in it.
-        self._kept = [len(dimension.labels) for dimension in table.policy.dimensions.values()]
-        #: For each dimension, a row for each of customers, revenue and orders, a column for each segment.
-        self._sizes = [np.zeros((3, len(names)), dtype=np.int64) for names in self._names]
-        self._label = np.empty((0, len(self._names)), dtype=np.int16)
+        self._names = [
+            f"{name}:{label}" for name, labels in zip(table.dimensions, table.labels, strict=True) for label in labels
+        ]
+        #: Whether each is one of the policy's segments; a retired one counts while anybody is in it.
+        self._kept = [
+            code < len(dimension.labels)
+            for dimension, labels in zip(table.policy.dimensions.values(), table.labels, strict=True)
+            for code in range(len(labels))
+        ]
+        #: The column of each dimension's first segment.
+        self._first = np.cumsum([0, *map(len, table.labels[:-1])])
+        #: Customers, revenue and orders, a column for each segment, and one for all that is in none.
+        self._sizes = np.zeros((3, len(self._names) + 1), dtype=np.int64)
+        self._label = np.empty((0, len(table.dimensions)), dtype=np.int16)
         self._what = np.empty((3, 0), dtype=np.int64)
         self.update(table, table.rows)
 
     def update(self, table: CustomerTable, rows: Rows) -> None:
         """Count ``rows`` as they are now instead of as they were."""
-        counted = len(self._label)
-        missing = len(table.orders) - counted
+        missing = len(table.orders) - len(self._label)
         if missing:
-            fresh = np.full((missing, len(self._names)), NO_LABEL, dtype=np.int16)
+            fresh = np.full((missing, self._label.shape[1]), NO_LABEL, dtype=np.int16)
             self._label = np.concatenate([self._label, fresh])
             self._what = np.concatenate([self._what, np.zeros((3, missing), dtype=np.int64)], axis=1)
         label = table.label[rows]
         what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
-        for d in range(len(self._names)):
-            if counted:
-                self._add(d, self._label[rows, d], -self._what[:, rows])
-            self._add(d, label[:, d], what)
+        labels = np.concatenate([self._label[rows], label])
+        columns = np.where(labels == NO_LABEL, len(self._names), labels + self._first).ravel()
+        amounts = np.concatenate([-self._what[:, rows], what], axis=1).repeat(labels.shape[1], axis=1)
+        for size, each in zip(self._sizes, amounts, strict=True):
+            np.add.at(size, columns, each)
         self._label[rows], self._what[:, rows] = label, what
-
-    def _add(self, dimension: int, labels: NDArray[np.int16], what: NDArray[np.int64]) -> None:
-        labelled = labels != NO_LABEL
-        for size, amounts in zip(self._sizes[dimension], what, strict=True):
-            np.add.at(size, labels[labelled], amounts[labelled])
 
     def sizes(self) -> dict[str, Count]:
         """Every segment's size by ``dimension:label``."""
         return {
             name: Count(*size)
-            for names, sizes, kept in zip(self._names, self._sizes, self._kept, strict=True)
-            for code, (name, size) in enumerate(zip(names, sizes.T.tolist(), strict=True))
-            if code < kept or size[0]
+            for name, kept, size in zip(self._names, self._kept, self._sizes.T[:-1].tolist(), strict=True)
+            if kept or size[0]
         }

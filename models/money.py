@@ -81,7 +81,8 @@ class Converter:
 
     def text(self, minor: int) -> str:
         """Minor units as a decimal text with the currency's decimals: 1230 → ``12.30``."""
-        if not self._decimals:
+        places = self._decimals
+        if not places:
             return str(minor)
-        whole, rest = divmod(abs(minor), self._scale)
-        return f"{'-' if minor < 0 else ''}{whole}.{rest:0{self._decimals}d}"
+        digits = str(abs(minor)).zfill(places + 1)
+        return f"{'-' if minor < 0 else ''}{digits[:-places]}.{digits[-places:]}"

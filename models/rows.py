@@ -152,7 +152,7 @@ def pack(table: CustomerTable, layout: Layout, rows: Rows) -> list[bytes]:
     # Oldest first, so that a reader that keeps fewer ids keeps the latest.
     first = np.where(table.seen_count[rows] > remembered, table.seen_count[rows] % remembered, 0)
     order = (first[:, None] + np.arange(remembered)) % remembered
-    packed["ids"] = np.take_along_axis(table.seen[rows], order, axis=1)
+    packed["ids"] = table.seen[rows[:, None], order]
     data = packed.tobytes()
     size, fixed = whole.itemsize, layout.head.itemsize
     ends = (np.arange(len(rows)) * size + fixed + 8 * counts).tolist()

@@ -239,12 +239,12 @@ class Segmenter:
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
         """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
-        rows = table.due(instant)
-        if most is not None and len(rows) > most:
-            soonest = table.soonest[rows]
-            order = np.argpartition(soonest, most)
+        if most is None:
+            rows = table.due(instant)
+        else:
+            rows, others = table.next_due(instant, most)
             # No further than to the earliest deadline left, which is the shard's time for whoever loads it next.
-            rows, instant = rows[order[:most]], int(soonest[order[most]]) + 1
+            instant = min(instant, others + 1)
         self._pass_deadlines(table, rows, np.full(len(rows), instant, dtype=np.int64), work)
 
     def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: _Work) -> None:

@@ -22,6 +22,8 @@ NO_VALUE: Final = -1
 OTHER: Final = "(other)"
 #: Distinct texts counted apart in one tally of a shard; all further ones count as "(other)".
 MOST_TALLIED: Final = 64
+#: Rows with the earliest deadlines that are found at once.
+_FOUND_AT_ONCE: Final = 8192
 
 
 class AttributeValues:
@@ -72,6 +74,7 @@ class CustomerTable:
         self._free: list[int] = []
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
+        self._forget_due()
         size, dims, attrs, numbers = 0, len(self.dimensions), len(self.attributes), len(self.numbers)
         #: XXH3-64 of each row's customer_id, by which customers are drawn (models/sampling.py).
         self.identity = np.zeros(size, dtype=np.uint64)
@@ -200,7 +203,10 @@ class CustomerTable:
         """Note that deadlines of ``rows`` have been set."""
         soonest = self.deadline[rows].min(axis=1, initial=FOREVER)
         self.soonest[rows] = soonest
-        self.earliest_deadline = min(self.earliest_deadline, int(soonest.min(initial=FOREVER)))
+        earliest = int(soonest.min(initial=FOREVER))
+        self.earliest_deadline = min(self.earliest_deadline, earliest)
+        if earliest < self._others_due:
+            self._forget_due()
 
     def due(self, instant: int) -> Rows:
         """Rows with a deadline before ``instant``."""
@@ -211,3 +217,37 @@ class CustomerTable:
         if not len(rows):
             self.earliest_deadline = int(soonest.min(initial=FOREVER))
         return rows
+
+    def _forget_due(self) -> None:
+        #: Rows that are due, by deadline, as of when they were looked for, and their deadlines then.
+        self._next_due = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        #: No other row's deadline is earlier than this instant.
+        self._others_due = NEVER
+
+    def next_due(self, instant: int, most: int) -> tuple[Rows, int]:
+        """At most ``most`` rows with a deadline before ``instant``, the earliest, and the earliest of all others'.
+
+        Of very many that are due, few are looked for at once and remembered: what is taken next is among them.
+        """
+        if self.earliest_deadline >= instant:
+            return np.empty(0, dtype=np.int64), self.earliest_deadline
+        rows, at = self._next_due
+        there = self.soonest[rows] == at
+        rows, at = rows[there], at[there]
+        if len(rows) <= most and self._others_due < instant:
+            rows = self.due(instant)
+            at, self._others_due = self.soonest[rows], instant
+            if len(rows) > (found := max(_FOUND_AT_ONCE, 2 * most)):
+                first = np.argpartition(at, found)
+                self._others_due = int(at[first[found]])
+                rows, at = rows[first[:found]], at[first[:found]]
+            order = np.argsort(at, kind="stable")
+            rows, at = rows[order], at[order]
+        self._next_due = rows, at
+        before = int(np.searchsorted(at, instant))
+        return rows[: min(most, before)], int(at[most]) if most < len(at) else self._others_due
+
+    def settled(self, instant: int) -> int:
+        """The instant before which no row has a deadline, at most ``instant``."""
+        rows, others = self.next_due(instant, 1)
+        return int(self.soonest[rows[0]]) if len(rows) else min(others, instant)

@@ -13,7 +13,7 @@ from typing import Final
 _LIVE_FOR: Final = 1.0
 #: Commits that may wait for the broker before time moves more customers, and how many customers it may move in one.
 _ALONE: Final = (4, 1000)
-_BESIDE_LIVE: Final = (0, 150)
+_BESIDE_LIVE: Final = (0, 120)
 #: Beside a backlog, time keeps up with it: a customer for so many records.
 _RECORDS_A_CUSTOMER: Final = 5
 

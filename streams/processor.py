@@ -81,6 +81,7 @@ class BatchProcessor:
         self.time = NEVER
         self.table = CustomerTable(self._segmenter.policy)
         self.counts = SegmentCounts(self.table)
+        self._layout = layout_of(self.table)
         self._backfill_until = np.zeros(len(ROLES), dtype=np.int64)
         self._told_until = NEVER
         self._stored_values: dict[str, int] = {}
@@ -175,9 +176,7 @@ class BatchProcessor:
 
     def lapse_lag(self, instant: int) -> int:
         """Microseconds by which the oldest deadline that has not been applied lies before ``instant``."""
-        table = self.table  # a load in another thread may replace it
-        rows = table.due(instant)
-        return int(instant - table.soonest[rows].min()) if len(rows) else 0
+        return instant - self.table.settled(instant)
 
     @property
     def silent(self) -> bool:
@@ -275,7 +274,7 @@ class BatchProcessor:
 
         None if none are, or while what the last ones have changed is not applied yet.
         """
-        if len(self.table.due(self.time)):
+        if self.table.settled(self.time) < self.time:
             return None
         number = self.activations.newer_policy(self.activation, self._latest)
         if number is None:
@@ -327,21 +326,22 @@ class BatchProcessor:
             outcome = heard(outcome, self._silence, batch, segmenter.number)
             refusals = heard_refusals(refusals, self._silence)
         letters = [dead_letter(each, topics[each.role], self.shard.number) for each in refusals]
-        # What a slice has left behind must be due again for whoever loads the shard next.
-        left = table.due(outcome.time)
         entry = None
         if outcome.published or letters or outcome.forgotten or draws:
             name = f"{self._next_commit}-{self.token}"
             entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten, draws)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
         layout = layout_of(table)
+        # The one before knows its text and its columns already.
+        self._layout = layout = self._layout if layout == self._layout else layout
         commit = ShardCommit(
             shard=self.shard.number,
             token=self.token,
             number=self._next_commit,
             ranges=ranges,
             time=outcome.time,
-            settled=int(table.soonest[left].min()) if len(left) else outcome.time,
+            # What a slice has left behind must be due again for whoever loads the shard next.
+            settled=table.settled(outcome.time),
             activation=segmenter.number,
             since=segmenter.since,
             policy_version=segmenter.policy.version,

@@ -25,6 +25,8 @@ _BY_KEY: Final = -1
 _FIRST: Final = 0
 #: Messages between which nothing else is handed over: what is purged waits for them.
 _HANDED_AT_ONCE: Final = 100
+#: Changes, dead letters and draws, or snapshots, that are handed over in the event loop.
+_FEW: Final = 50
 _JSON: Final = [("content-type", b"application/json")]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
@@ -141,16 +143,18 @@ class KafkaPublisher:
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         """See Publisher."""
-        await self._deliver(lambda: (message for entry in entries for message in self._messages(entry)))
+        few = sum(len(entry.changes) + len(entry.dead_letters) + len(entry.draws) for entry in entries) <= _FEW
+        await self._deliver(lambda: (message for entry in entries for message in self._messages(entry)), few)
 
     async def publish_snapshots(self, snapshots: Mapping[str, bytes | None]) -> None:
         """See Publisher."""
         topic = self._topics.snapshots
         await self._deliver(
-            lambda: ((topic, customer.encode(), value, _JSON, _BY_KEY) for customer, value in snapshots.items())
+            lambda: ((topic, customer.encode(), value, _JSON, _BY_KEY) for customer, value in snapshots.items()),
+            len(snapshots) <= _FEW,
         )
 
-    async def _deliver(self, messages: Callable[[], Iterable[_Message]]) -> None:
+    async def _deliver(self, messages: Callable[[], Iterable[_Message]], few: bool) -> None:
         """Send messages until the broker has all of them.
 
         When this is cancelled, because the shard is given away or loaded again, what is still on its way is purged:
@@ -160,7 +164,9 @@ class KafkaPublisher:
         while not everything:
             delivery = _Delivery(asyncio.get_running_loop(), self._purges)
             try:
-                await asyncio.to_thread(self._send, messages, delivery)
+                # To begin something in another thread takes longer than to hand over a few messages.
+                if not few or not self._send_at_once(messages, delivery):
+                    await asyncio.to_thread(self._send, messages, delivery)
                 failpoints.reached("after-publish")
                 everything = await delivery.done
             except asyncio.CancelledError:
@@ -178,20 +184,33 @@ class KafkaPublisher:
             self._purges += 1
             self._producer.purge(blocking=_WAIT_FOR_PURGE)
 
+    def _send_at_once(self, messages: Callable[[], Iterable[_Message]], delivery: _Delivery) -> bool:
+        """Hand over what can be without waiting for anything. Returns whether that was all."""
+        if not self._open or not self._handing.acquire(blocking=False):
+            return False
+        try:
+            waiting = list(messages())
+            everything = self._hand_over(waiting, delivery) == len(waiting)
+        finally:
+            self._handing.release()
+        if everything:
+            delivery.seal(whole=True)
+        return everything
+
     def _send(self, messages: Callable[[], Iterable[_Message]], delivery: _Delivery) -> None:
-        """Hand all messages over, unless there is a purge meanwhile, or the end."""
-        waiting, sent = list(messages()), 0
-        while sent < len(waiting) and self._open:
-            part = waiting[sent : sent + _HANDED_AT_ONCE]
+        """Hand over what has not been yet, unless there is a purge meanwhile, or the end."""
+        waiting = list(messages())
+        while delivery.handed < len(waiting) and self._open:
+            part = waiting[delivery.handed : delivery.handed + _HANDED_AT_ONCE]
             with self._handing:
                 if delivery.purges != self._purges:
                     break
                 handed = self._hand_over(part, delivery)
-            sent += handed
             if handed < len(part):
                 self._producer.poll(0.05)
-        if sent == len(waiting) or self._open:
-            delivery.seal(whole=sent == len(waiting))
+        everything = delivery.handed == len(waiting)
+        if everything or self._open:
+            delivery.seal(whole=everything)
 
     def _hand_over(self, part: Sequence[_Message], delivery: _Delivery) -> int:
         """Returns how many messages have been handed over: not all if librdkafka's queue is full."""

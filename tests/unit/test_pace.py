@@ -32,9 +32,9 @@ def test_alone_time_moves_many_and_some_commits_may_be_under_way() -> None:
 def test_beside_live_events_time_moves_few_and_waits_for_the_broker(clock: Hand) -> None:
     """For a second after each of them."""
     pace = Pace(5000)
-    assert pace.beside(1) == 150
+    assert pace.beside(1) == 120
     clock.now += 0.9
-    assert pace.slice == 150
+    assert pace.slice == 120
     assert [pace.behind(pending) for pending in (0, 1)] == [False, True]
     clock.now += 0.2
     assert pace.slice == 1000

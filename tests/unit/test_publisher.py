@@ -339,6 +339,32 @@ def test_publish_returns_when_every_message_is_acknowledged(publisher: KafkaPubl
     run(scenario)
 
 
+def test_only_a_few_messages_are_handed_over_in_the_event_loop(publisher: KafkaPublisher) -> None:
+    """Very many would hold up everything else there."""
+    threads = set[str]()
+    producer_of(publisher).before = lambda number: threads.add(threading.current_thread().name)
+    messages(publisher, entry(*(purchase(f"c{i}", f"{i}", at(0)) for i in range(50))))
+    assert threads == {threading.main_thread().name}
+    threads.clear()
+    messages(publisher, entry(*(purchase(f"c{i}", f"{i}", at(0)) for i in range(51))))
+    assert threads
+    assert threading.main_thread().name not in threads
+
+
+def test_the_event_loop_does_not_wait_for_another_thread(publisher: KafkaPublisher) -> None:
+    """While another shard's messages are handed over, even a few go to a thread of their own."""
+
+    async def scenario() -> None:
+        with publisher._handing:
+            task = asyncio.create_task(publisher.publish([entry(purchase("a", "1", at(0)))]))
+            await settle()
+            assert not producer_of(publisher).messages
+        await task
+        assert len(producer_of(publisher).messages) == 2
+
+    run(scenario)
+
+
 def test_a_full_queue_is_waited_for(publisher: KafkaPublisher) -> None:
     """librdkafka's queue may be full for a while; nothing is lost or sent twice."""
     producer_of(publisher).full = 5
@@ -498,7 +524,7 @@ def test_purges_of_one_shard_keep_the_order_of_another(seed: int) -> None:
             others = asyncio.create_task(leave())
             while publisher._purges < 100:
                 part = [("mine", b"k", b"%d" % number, [], 0) for number in range(sent, sent + chunk)]
-                await publisher._deliver(lambda part=part: part)  # type: ignore[misc]
+                await publisher._deliver(lambda part=part: part, few=rng.random() < 0.5)  # type: ignore[misc]
                 sent += chunk
             others.cancel()
             await asyncio.gather(others, return_exceptions=True)
