@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
+from itertools import chain
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import redis
@@ -362,14 +363,13 @@ class RedisStore:
             fields["summarised"] = commit.summary[0]
             summary = {str(commit.summary[0]): commit.summary[1]}
         entries = {} if commit.entry is None else {commit.entry.id: commit.entry.encode()}
-        rows = [part for pair in commit.rows for part in pair]
         args = [
             commit.token,
             commit.number - 1,
             commit.activation,
             *(len(commit.ranges), *ranges),
             *_pairs(fields),
-            *(len(commit.rows), *rows),
+            *(len(commit.rows), *chain.from_iterable(commit.rows)),
             *_pairs(entries),
             *_pairs({name: codec.encode_count(count) for name, count in commit.segments.items()}),
             *_pairs(commit.values),
