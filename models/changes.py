@@ -29,7 +29,8 @@ Cause = Literal[
 _SPECVERSION: Final = ("ce_specversion", b"1.0")
 _TYPE: Final = ("ce_type", b"segment.changed.v1")
 _SOURCE: Final = ("ce_source", b"segmenter")
-_JSON: Final = ("content-type", b"application/json")
+#: That of every message this project publishes.
+JSON_CONTENT: Final = ("content-type", b"application/json")
 
 Segments = Annotated[dict[str, str | None], Field(description="dimension → label, null for none")]
 
@@ -125,7 +126,7 @@ def headers_of(change_id: str, customer: bytes, effective_at: str) -> list[tuple
         _SOURCE,
         ("ce_subject", customer),
         ("ce_time", effective_at.encode()),
-        _JSON,
+        JSON_CONTENT,
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from models.changes import headers_of
+from models.changes import JSON_CONTENT, headers_of
 from streams import failpoints
 from streams.commit import OutboxEntry
 from streams.errors import PublishRefused
@@ -27,7 +27,7 @@ _FIRST: Final = 0
 _HANDED_AT_ONCE: Final = 100
 #: Changes, dead letters and draws, or snapshots, that are handed over in the event loop.
 _FEW: Final = 50
-_JSON: Final = [("content-type", b"application/json")]
+_JSON: Final = [JSON_CONTENT]
 #: Brokers take 1 MiB a message by default; a larger dead letter is sent without the record's value.
 _LARGEST_LETTER: Final = 900_000
 #: confluent-kafka turns the flag round: with True it does not wait for librdkafka's threads, which takes milliseconds.
