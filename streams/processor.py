@@ -114,7 +114,9 @@ class BatchProcessor:
             first = self.activations.newer_policy(0, self._latest) or self.activations.latest
             self._segmenter = self.activations.segmenter(first, self.time)
         policy = self._segmenter.policy
-        self.table = table = CustomerTable(policy)
+        # The old table's memory is free before the new one is filled, which nobody else sees until it is whole.
+        self.table = CustomerTable(policy)
+        table = CustomerTable(policy)
         for name, known in table.values.items():
             if name in header.values:
                 table.values[name] = AttributeValues(known.most, header.values[name])
@@ -126,7 +128,7 @@ class BatchProcessor:
             for group in unpack(stored, header.layouts):
                 rows = load(table, group, header.values)
                 self._segmenter.resume(table, rows, settled, self.time)
-        self.counts = SegmentCounts(table)
+        self.table, self.counts = table, SegmentCounts(table)
         stored_sizes = self._store.segments(self.shard.number)
         self._resized = header.time is not None and stored_sizes.keys() != self.counts.sizes().keys()
         self._stored_values = {name: len(texts) for name, texts in header.values.items()}
@@ -332,8 +334,9 @@ class BatchProcessor:
             entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten, draws)
         customers = [table.customer[row] for row in outcome.dirty.tolist()]
         layout = layout_of(table)
-        # The one before knows its text and its columns already.
-        self._layout = layout = self._layout if layout == self._layout else layout
+        # An equal one knows its text and its columns already.
+        if layout != self._layout:
+            self._layout = layout
         commit = ShardCommit(
             shard=self.shard.number,
             token=self.token,
@@ -345,8 +348,8 @@ class BatchProcessor:
             activation=segmenter.number,
             since=segmenter.since,
             policy_version=segmenter.policy.version,
-            layout=layout,
-            rows=list(zip(customers, pack(table, layout, outcome.dirty), strict=True)),
+            layout=self._layout,
+            rows=list(zip(customers, pack(table, self._layout, outcome.dirty), strict=True)),
             erased=outcome.erased,
             segments=self.counts.sizes(),
             values={

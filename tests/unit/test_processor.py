@@ -645,6 +645,23 @@ def test_lapse_lag_may_be_asked_while_the_shard_is_loaded() -> None:
     assert processor.lapse_lag(at(100)) == at(100) - at(90)
 
 
+def test_nobody_sees_a_table_before_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look for what is due notes what was found, which must not happen while another thread adds customers."""
+    feeder = due_feeder(3)
+    processor, store = feeder.processor, feeder.store
+    rows, seen = store.rows, []
+
+    def looked_at(shard: int) -> Any:
+        for part in rows(shard):
+            yield part
+            seen.append((len(processor.table), processor.lapse_lag(at(100))))
+
+    monkeypatch.setattr(store, "rows", looked_at)
+    processor.load(NO_HISTORY, NO_HISTORY)
+    assert set(seen) == {(0, 0)}
+    assert (len(processor.table), processor.lapse_lag(at(100))) == (3, at(100) - at(90))
+
+
 def test_events_between_slices_find_their_customers_as_if_there_were_none() -> None:
     """A purchase that comes while slices are outstanding first lapses its customer, and then all others."""
     whole, sliced = due_feeder(), due_feeder()
