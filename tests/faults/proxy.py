@@ -42,7 +42,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
     def __enter__(self) -> Self:
@@ -90,34 +90,44 @@ class Proxy:
 
     async def _listen(self) -> None:
         self._flowing.set()
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, LOOPBACK, self._port, reuse_address=True)
+        if self._listener is None:
+            self._listener = socket.create_server((LOOPBACK, self._port))
+            self._listener.setblocking(False)
+            self._loop.add_reader(self._listener, self._take, self._listener)
+
+    def _take(self, listener: socket.socket) -> None:
+        """Accept a connection. (One that an asyncio.Server takes while it is closed stays open, unanswered.)"""
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = listener.accept()
+            self.accepted += 1
+            task = self._loop.create_task(self._serve(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
 
     async def _hold(self) -> None:
         self._flowing.clear()
 
     async def _deafen(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         await self._cut()
 
     async def _cut(self) -> int:
         cut = list(self._connections)
+        await asyncio.sleep(0)  # each has begun, and closes what it was given
         for connection in cut:
             connection.cancel()
         await asyncio.gather(*cut, return_exceptions=True)
         return len(cut)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: socket.socket) -> None:
         """One connection, until either end closes it or it is cut."""
-        self.accepted += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        ends = [writer]
-        end: Callable[[asyncio.StreamWriter], None] = _reset
+        ends = []
         try:
+            reader, writer = await asyncio.open_connection(sock=connection)
+            ends.append(writer)
             await self._flowing.wait()
             host, _, port = self.target.rpartition(":")
             server_reader, server_writer = await asyncio.open_connection(host, int(port))
@@ -128,17 +138,17 @@ class Proxy:
             ]
             try:
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                end = asyncio.StreamWriter.close  # one end has closed: so does the other, after what was said
             finally:
                 for each in both:
                     each.cancel()
                 await asyncio.gather(*both, return_exceptions=True)
-        except (OSError, asyncio.CancelledError):
-            pass  # cut, or a target that is not there
-        finally:
-            self._connections.discard(task)
-            for each_end in ends:
-                end(each_end)
+            for end in ends:
+                end.close()  # one end has closed: so does the other, after what was said
+            for end in ends:
+                await end.wait_closed()
+        except (OSError, asyncio.CancelledError):  # cut, or a target that is not there
+            for end in ends:
+                _reset(end)
 
     async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
