@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from models.events import Role
 from models.instants import NEVER, SECOND
 from streams import failpoints, metrics
+from streams.aside import Aside
 from streams.clock import CLOCK
 from streams.commit import OutboxEntry, ShardCommit, ShardHeader
 from streams.errors import StoreUnavailable
@@ -40,10 +41,11 @@ class _Item(NamedTuple):
 class Outbox:
     """One shard's committed and not yet published entries."""
 
-    def __init__(self, shard: int, store: StateStore, publisher: Publisher) -> None:
+    def __init__(self, shard: int, store: StateStore, publisher: Publisher, aside: Aside) -> None:
         self._shard = shard
         self._store = store
         self._publisher = publisher
+        self._aside = aside
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
         #: Commits whose messages the broker has not acknowledged yet.
@@ -128,7 +130,7 @@ class Outbox:
         """Remove published entries; what cannot be removed now is removed with those of the next commit."""
         try:
             ids = [entry.id for entry in self._unremoved]
-            if await asyncio.to_thread(self._store.acknowledge, self._shard, ids) < len(ids):
+            if await self._aside.do(len(ids), self._store.acknowledge, self._shard, ids) < len(ids):
                 await put_right(self._store, self._publisher, self._shard, self._unremoved)
         except StoreUnavailable as error:
             log.warning("published changes stay in the outbox for now: %s", error)

@@ -17,6 +17,7 @@ from models.batch import Record
 from models.events import ROLES, Role
 from models.instants import FOREVER, NEVER, SECOND
 from streams import failpoints, metrics
+from streams.aside import Aside
 from streams.clock import CLOCK
 from streams.commit import Range, ShardHeader
 from streams.errors import LostBatch, PolicyChanged, Recoverable, StaleOwner
@@ -50,10 +51,17 @@ class ShardRunner:
     """See the module. ``fetched`` is called by agents, everything else by the shard's own task."""
 
     def __init__(
-        self, processor: BatchProcessor, outbox: Outbox, drained: Drained, reload: Reload, settings: Settings
+        self,
+        processor: BatchProcessor,
+        outbox: Outbox,
+        aside: Aside,
+        drained: Drained,
+        reload: Reload,
+        settings: Settings,
     ) -> None:
         self.processor: Final = processor
         self.outbox: Final = outbox
+        self._aside = aside
         self._drained = drained
         self._reload = reload
         self._settings = settings
@@ -364,7 +372,7 @@ class ShardRunner:
     async def _commit(self, step: Step) -> None:
         began = time.perf_counter()
         failpoints.reached("after-fold")
-        await asyncio.to_thread(self.processor.commit, step)
+        await self._aside.do(len(step.commit.rows), self.processor.commit, step)
         failpoints.reached("after-commit")
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()

@@ -20,6 +20,7 @@ from models.events import ROLES, Role
 from models.instants import NEVER, format_instant
 from streams import failpoints, metrics
 from streams.activations import Activations
+from streams.aside import Aside
 from streams.commit import Range, ShardHeader
 from streams.errors import FleetMismatch, KafkaUnavailable, OffsetGap, StoreUnavailable
 from streams.kafka.transport import FetchedRecords, LogRange, Progress
@@ -72,6 +73,7 @@ class Shards:
         self._paused: set[TP] = set()
         self._lock = asyncio.Lock()
         self._idle_since = time.monotonic()
+        self._aside = Aside()
         self._training = Training(store, self._reload_training, settings)
 
     def attach(self, consumer: Consumer, partitions: int) -> None:
@@ -153,8 +155,10 @@ class Shards:
         number = Shard(shard, self._partitions, self._topics)
         processor = BatchProcessor(number, self._activations, self._store, Clock(self._settings.clock))
         header = await self._load(processor, logs)
-        outbox = Outbox(shard, self._store, self._publisher)
-        runner = ShardRunner(processor, outbox, partial(self._drained, shard), self._reload, self._settings)
+        outbox = Outbox(shard, self._store, self._publisher, self._aside)
+        runner = ShardRunner(
+            processor, outbox, self._aside, partial(self._drained, shard), self._reload, self._settings
+        )
         runner.start(header)
         self._runners[shard] = runner
         return header.offsets

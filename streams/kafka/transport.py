@@ -11,13 +11,11 @@ truth and Faust's acknowledgements mean nothing here:
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import aiokafka
-from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     IllegalStateError,
@@ -39,13 +37,14 @@ from models.instants import NEVER
 from streams import failpoints
 from streams.clock import CLOCK
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner
+from streams.kafka.assignor import CopartitionedAssignor
 from streams.kafka.commits import Told
 from streams.kafka.records import leave_records_plain
 
 #: How long the broker may hold a fetch that finds nothing: it bounds how stale "read to its end" may be.
 FETCH_WAIT_MS: Final = 100
-#: Seconds.
-_LEADER_WAITS: Final = 0.1
+#: With so many records a fetch, the next one is under way while these are worked on.
+_FEW: Final = 500
 #: What joining the group again does not mend.
 _LASTING: Final = (
     GroupAuthorizationFailedError,
@@ -112,21 +111,6 @@ class Owner(Protocol):
         ...
 
 
-class CopartitionedAssignor(RangePartitionAssignor):
-    """Gives a worker the same partitions of every topic.
-
-    The group's leader answers a moment late, when the others have asked for their share: librdkafka's mock cluster
-    refuses who asks after the leader has answered, which costs a whole session timeout.
-    """
-
-    @classmethod
-    def assign(cls, cluster: Any, members: Any) -> Any:
-        """See RangePartitionAssignor."""
-        if len(members) > 1:
-            time.sleep(_LEADER_WAITS)
-        return super().assign(cluster, members)
-
-
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):
     """Runs the aiokafka consumer in a thread of its own, as Faust's does."""
 
@@ -182,8 +166,15 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):
         timeout: float | None = None,  # noqa: ASYNC109 - Faust's signature
         max_records: int | None = None,
     ) -> dict[TP, FetchedRecords]:
-        """Each partition's records with the range they cover, which only this thread can tell reliably."""
+        """Each partition's records with the range they cover, which only this thread can tell reliably.
+
+        After a few records the next are asked for when these are being dealt with, not before: an answer that came
+        at once would only grow old.
+        """
+        consumer.resume(*consumer.paused())
         found = await super()._fetch_records(consumer, active_partitions, timeout, max_records)
+        if 0 < sum(map(len, found.values())) < _FEW:
+            consumer.pause(*consumer.assignment())
         assignment = consumer._subscription.subscription.assignment
         batches = {}
         for key, records in found.items():

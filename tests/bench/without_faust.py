@@ -15,6 +15,7 @@ from models.events import ROLES
 from models.instants import FOREVER
 from streams import memory
 from streams.activations import Activations
+from streams.aside import Aside
 from streams.commit import Range
 from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.kafka.transport import FETCH_WAIT_MS
@@ -30,7 +31,9 @@ from tests.bench.workload import PARTITIONS
 _WAITING = 16
 
 
-async def _shard(processor: BatchProcessor, outbox: Outbox, fetches: asyncio.Queue[list[ConsumerRecord]]) -> None:
+async def _shard(
+    processor: BatchProcessor, outbox: Outbox, aside: Aside, fetches: asyncio.Queue[list[ConsumerRecord]]
+) -> None:
     most = Settings().batch_size
     header = await asyncio.to_thread(processor.load, dict.fromkeys(ROLES, 0), {})
     outbox.start(header)
@@ -44,7 +47,7 @@ async def _shard(processor: BatchProcessor, outbox: Outbox, fetches: asyncio.Que
             batch, refusals = processor.read("purchases", part, FOREVER)
             step = processor.fold(batch, refusals, {"purchases": Range(position, part[-1].offset + 1)})
             position = part[-1].offset + 1
-            await asyncio.to_thread(processor.commit, step)
+            await aside.do(len(step.commit.rows), processor.commit, step)
             await outbox.put(step.commit, None)
 
 
@@ -57,12 +60,13 @@ async def main(broker: str, redis_url: str) -> None:
     publisher = KafkaPublisher({"bootstrap.servers": broker}, OutputTopics(*settings.output_topics))
     consumer = await purchases_consumer(broker)
     memory.collect_seldom()
+    aside = Aside()
     queues = [asyncio.Queue[list[ConsumerRecord]](_WAITING) for _ in range(PARTITIONS)]
     async with asyncio.TaskGroup() as shards:
         for number, queue in enumerate(queues):
             shard = Shard(number, PARTITIONS, settings.topics)
             processor = BatchProcessor(shard, activations, store, Clock.INGESTION)
-            shards.create_task(_shard(processor, Outbox(number, store, publisher), queue))
+            shards.create_task(_shard(processor, Outbox(number, store, publisher, aside), aside, queue))
         while True:
             for tp, records in (await consumer.getmany(timeout_ms=FETCH_WAIT_MS)).items():
                 await queues[tp.partition].put(records)

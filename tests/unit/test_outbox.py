@@ -14,6 +14,7 @@ from models.events import Role
 from models.instants import SECOND
 from models.partitioner import partition_of
 from models.rows import layout_of, pack
+from streams.aside import Aside
 from streams.clock import SteadyClock
 from streams.commit import OutboxEntry, Range, ShardCommit
 from streams.errors import PublishRefused
@@ -36,7 +37,7 @@ class Bench:
         self.store = FaultyStore()
         self.publisher = FakePublisher()
         self.processor = processor_on(self.store)
-        self.outbox = Outbox(0, self.store, self.publisher)
+        self.outbox = Outbox(0, self.store, self.publisher, Aside())
         self.offset = 0
         self.load()
 

@@ -25,10 +25,10 @@ from yarl import URL
 from models.errors import StateError
 from models.instants import NEVER
 from streams.errors import ConfigurationError, OffsetGap, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.kafka.assignor import CopartitionedAssignor
 from streams.kafka.transport import (
     BatchConsumer,
     BatchConsumerThread,
-    CopartitionedAssignor,
     FetchedRecords,
     LogRange,
     Progress,
@@ -394,12 +394,14 @@ class Fetcher:
         self._closed = False
         self._subscriptions = self
         self.found: dict[TopicPartition, list[Rec]] = {}
+        self.on_fetch: Any = lambda: None
 
     @contextlib.contextmanager
     def fetch_context(self) -> Iterator[None]:
         yield
 
     async def fetched_records(self, _: Any, **__: Any) -> Any:
+        self.on_fetch()
         return self.found
 
 
@@ -416,6 +418,20 @@ class AioKafka:
         self._performed_join_prepare = False
         subscription = SimpleNamespace(assignment=self)
         self._subscription = SimpleNamespace(subscription=subscription)
+        #: Of which partitions nothing is asked for.
+        self.held: set[TopicPartition] = set()
+
+    def assignment(self) -> set[TopicPartition]:
+        return {key(P0), key(S0)}
+
+    def paused(self) -> set[TopicPartition]:
+        return set(self.held)
+
+    def pause(self, *tps: TopicPartition) -> None:
+        self.held.update(tps)
+
+    def resume(self, *tps: TopicPartition) -> None:
+        self.held.difference_update(tps)
 
     def state_value(self, tp: TopicPartition) -> Any:
         return SimpleNamespace(position=self.positions[tp])
@@ -506,6 +522,26 @@ def test_a_positioning_begins_a_new_range(thread: Thread) -> None:
     found = thread.fetch(purchases=(3, [2]), signups=(1, [0]))
     assert (found[P0].start, found[P0].end, found[P0].epoch) == (2, 3, 2)
     assert (found[S0].start, found[S0].end, found[S0].epoch) == (0, 1, 1)
+
+
+def test_after_a_few_records_the_next_are_asked_for_when_they_are_wanted(thread: Thread) -> None:
+    """An answer that came while these are worked on would only grow old; while it is waited for, nothing is held."""
+    aio: Any = thread._ensure_consumer()
+    thread.fetch(purchases=(15, [12, 13]))
+    assert aio.held == {key(P0), key(S0)}
+    held_meanwhile = []
+    aio._fetcher.on_fetch = lambda: held_meanwhile.append(set(aio.held))
+    thread.fetch()
+    assert held_meanwhile == [set()]
+    assert aio.held == set()
+
+
+def test_after_many_records_the_next_are_fetched_meanwhile(thread: Thread) -> None:
+    """Reading a backlog, the broker and the worker are both at work."""
+    aio: Any = thread._ensure_consumer()
+    thread.fetch(purchases=(15, [12, 13]))
+    thread.fetch(purchases=(1015, list(range(15, 1015))))
+    assert aio.held == set()
 
 
 def test_nothing_is_fetched_while_the_flow_is_stopped(thread: Thread) -> None:
