@@ -15,7 +15,7 @@ from typing import Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: So few fields are written in so little time that only Redis itself can make it last.
+#: So few customers or changes are written in so little time that only Redis itself can make it last.
 _FEW: Final = 150
 #: Seconds within which Redis answers when nothing is wrong.
 _PROMPT: Final = 0.05
@@ -29,7 +29,7 @@ class Aside:
         self._prompt = False
 
     async def do(self, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``call`` returns; ``size`` is how many fields of Redis it writes."""
+        """What ``call`` returns; ``size`` is how many customers or changes it is about."""
         if size > _FEW:
             return await asyncio.to_thread(call, *args, **kwargs)
         timed = partial(self._timed, partial(call, *args, **kwargs))
