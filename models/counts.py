@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.table import NO_LABEL, CustomerTable, Rows
+
+#: Rows that are counted at once: what is made of them on the way stays near the processor.
+_AT_ONCE: Final = 8192
 
 
 class Count(NamedTuple):
@@ -43,23 +47,37 @@ class SegmentCounts:
         self._sizes = np.zeros((3, len(self._names) + 1), dtype=np.int64)
         self._label = np.empty((0, len(table.dimensions)), dtype=np.int16)
         self._what = np.empty((3, 0), dtype=np.int64)
-        self.update(table, table.rows)
+        self._grow(len(table.orders))
+        every = table.rows
+        for start in range(0, len(every), _AT_ONCE):
+            rows = every[start : start + _AT_ONCE]
+            label, what = self._now(table, rows)
+            self._add(label, what)
+            self._label[rows], self._what[:, rows] = label, what
 
     def update(self, table: CustomerTable, rows: Rows) -> None:
         """Count ``rows`` as they are now instead of as they were."""
-        missing = len(table.orders) - len(self._label)
+        self._grow(len(table.orders))
+        label, what = self._now(table, rows)
+        self._add(np.concatenate([self._label[rows], label]), np.concatenate([-self._what[:, rows], what], axis=1))
+        self._label[rows], self._what[:, rows] = label, what
+
+    def _grow(self, size: int) -> None:
+        missing = size - len(self._label)
         if missing:
             fresh = np.full((missing, self._label.shape[1]), NO_LABEL, dtype=np.int16)
             self._label = np.concatenate([self._label, fresh])
             self._what = np.concatenate([self._what, np.zeros((3, missing), dtype=np.int64)], axis=1)
-        label = table.label[rows]
-        what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
-        labels = np.concatenate([self._label[rows], label])
+
+    @staticmethod
+    def _now(table: CustomerTable, rows: Rows) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """The rows' labels, and what each of them adds to the sizes of these."""
+        return table.label[rows], np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
+
+    def _add(self, labels: NDArray[np.int16], what: NDArray[np.int64]) -> None:
         columns = np.where(labels == NO_LABEL, len(self._names), labels + self._first).ravel()
-        amounts = np.concatenate([-self._what[:, rows], what], axis=1).repeat(labels.shape[1], axis=1)
-        for size, each in zip(self._sizes, amounts, strict=True):
+        for size, each in zip(self._sizes, what.repeat(labels.shape[1], axis=1), strict=True):
             np.add.at(size, columns, each)
-        self._label[rows], self._what[:, rows] = label, what
 
     def sizes(self) -> dict[str, Count]:
         """Every segment's size by ``dimension:label``."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ from models.table import NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Row
 #: The format that is written. Format 1, which is still read, has no activation, surveys, numbers and tallies; in it and
 #: in format 2, which is read too, every label takes two bytes.
 FORMAT: Final = 3
+#: The layout_id of a row, as bytes.
+_PREFIX: Final = itemgetter(slice(4))
 #: Labels of a dimension whose codes fit a byte.
 _BYTE_OF_LABELS: Final = 128
 
@@ -171,11 +174,14 @@ class Unpacked:
 
 def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -> list[Unpacked]:
     """Stored (customer_id, row) pairs, grouped by layout. Raises StateError for a row that no layout explains."""
-    result = []
-    prefixes = {row[:4] for _, row in stored}
+    result: list[Unpacked] = []
+    if not stored:
+        return result
+    customers, rows = zip(*stored, strict=True)
+    prefixes = set(map(_PREFIX, rows))
     for prefix in sorted(prefixes):
-        pairs = stored if len(prefixes) == 1 else [pair for pair in stored if pair[1][:4] == prefix]
-        customers, rows = zip(*pairs, strict=True)
+        if len(prefixes) > 1:
+            customers, rows = zip(*(pair for pair in stored if pair[1].startswith(prefix)), strict=True)
         layout = layouts.get(int.from_bytes(prefix, "little"))
         if layout is None:
             raise StateError(f"the row of customer {customers[0]!r} has a layout that is not stored; restore the store")
@@ -208,14 +214,7 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
     where = _where(rows)
     for name in ("sequence", *_MEASURES, *(_SINCE_2 if layout.format > 1 else ())):
         getattr(table, name)[where] = head[name]
-    for at, (name, texts) in enumerate(layout.labels.items()):
-        if name in table.dimensions:
-            d = table.dimensions.index(name)
-            borne = set(np.unique(head["label"][:, at]).tolist())
-            codes = [table.label_code(d, text) if i in borne else NO_LABEL for i, text in enumerate(texts)]
-            recode = np.array([*codes, NO_LABEL], dtype=np.int16)
-            table.label[where, d] = recode[head["label"][:, at]]
-            table.changed_at[where, d] = head["changed_at"][:, at]
+    _load_labels(table, where, unpacked)
     for at, attribute in enumerate(layout.attributes):
         if attribute in table.attributes:
             a, remap = table.attributes.index(attribute), _remap(table.values[attribute], values.get(attribute, ()))
@@ -234,6 +233,21 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
     table.seen[where, :width] = ids[:, :width]
     table.seen_count[where] = np.minimum(counts, kept)
     return rows
+
+
+def _load_labels(table: CustomerTable, where: Rows | slice, unpacked: Unpacked) -> None:
+    stored, label, changed_at = unpacked.layout.labels, unpacked.head["label"], unpacked.head["changed_at"]
+    if list(stored.items()) == [(name, each.labels) for name, each in table.policy.dimensions.items()]:
+        table.label[where], table.changed_at[where] = label, changed_at
+        return
+    for at, (name, texts) in enumerate(stored.items()):
+        if name in table.dimensions:
+            d = table.dimensions.index(name)
+            borne = set(np.unique(label[:, at]).tolist())
+            codes = [table.label_code(d, text) if i in borne else NO_LABEL for i, text in enumerate(texts)]
+            recode = np.array([*codes, NO_LABEL], dtype=np.int16)
+            table.label[where, d] = recode[label[:, at]]
+            table.changed_at[where, d] = changed_at[:, at]
 
 
 def _where(rows: Rows) -> Rows | slice:

@@ -126,9 +126,8 @@ class CustomerTable:
         rows = np.fromiter(map(self.index.get, customers, repeat(-1)), dtype=np.int64, count=len(customers))
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
-            names = [customers[i] for i in unknown.tolist()]
-            self._add(dict.fromkeys(names))
-            rows[unknown] = list(map(self.index.__getitem__, names))
+            every = len(unknown) == len(customers)
+            rows[unknown] = self._add(customers if every else [customers[i] for i in unknown.tolist()])
         return rows
 
     def reserve(self, customers: int) -> None:
@@ -136,9 +135,9 @@ class CustomerTable:
         if customers > len(self.orders):
             self._grow(customers + customers // 64)
 
-    def _add(self, customers: Iterable[str]) -> None:
-        """Give blank rows to customers who have none: rows that were freed first."""
-        new = list(customers)
+    def _add(self, customers: Sequence[str]) -> Rows:
+        """Blank rows for customers who have none, of whom some may be named twice: rows that were freed first."""
+        new = customers if len(set(customers)) == len(customers) else list(dict.fromkeys(customers))
         freed = [self._free.pop() for _ in range(min(len(self._free), len(new)))]
         for row, customer in zip(freed, new, strict=False):
             self.customer[row] = customer
@@ -146,10 +145,11 @@ class CustomerTable:
         self.customer.extend(new[len(freed) :])
         if len(self.customer) > len(self.orders):
             self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
-        rows = [*freed, *range(first, len(self.customer))]
-        self.index.update(zip(new, rows, strict=True))
+        rows = np.array([*freed, *range(first, len(self.customer))], dtype=np.int64)
+        self.index.update(zip(new, rows.tolist(), strict=True))
         digests = map(xxhash.xxh3_64_intdigest, map(str.encode, new))
         self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(new))
+        return rows if new is customers else np.array(list(map(self.index.__getitem__, customers)), dtype=np.int64)
 
     def _grow(self, size: int) -> None:
         self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.rows import layout_of, load, pack, unpack
 from models.sampling import draw_of
 from models.table import AttributeValues, CustomerTable
 from streams.activations import Activations
+from streams.ahead import ahead
 from streams.commit import OutboxEntry, Range, ShardCommit, ShardHeader, Silence
 from streams.ports import StateStore
 from streams.silence import heard, heard_refusals, is_silent
@@ -124,10 +126,10 @@ class BatchProcessor:
             table.widen(name, len(table.values[name].texts))
         settled = self.time if header.settled is None else header.settled
         table.reserve(self._store.size(self.shard.number))
-        for stored in self._store.rows(self.shard.number):
-            for group in unpack(stored, header.layouts):
-                rows = load(table, group, header.values)
-                self._segmenter.resume(table, rows, settled, self.time)
+        parts = (unpack(stored, header.layouts) for stored in self._store.rows(self.shard.number))
+        for group in chain.from_iterable(ahead(parts)):
+            rows = load(table, group, header.values)
+            self._segmenter.resume(table, rows, settled, self.time)
         self.table, self.counts = table, SegmentCounts(table)
         stored_sizes = self._store.segments(self.shard.number)
         self._resized = header.time is not None and stored_sizes.keys() != self.counts.sizes().keys()

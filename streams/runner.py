@@ -253,13 +253,13 @@ class ShardRunner:
             self.last_progress = now
             return False
         shard, waited = self.processor.shard.number, self._settings.merge_wait
-        await self._go_unlearned()
-        if activations.latest != known:
+        if await self._go_unlearned():
             log.warning(
                 "shard %d: nobody has learned clusters after %.1f s; going on with those of before until somebody does",
                 *(shard, waited),
                 extra={"action": "models_missing", "shard": shard},
             )
+        if activations.latest != known:
             return True
         if not self._impatient:
             log.warning(
@@ -273,14 +273,16 @@ class ShardRunner:
         self.processor.give_up()
         return True
 
-    async def _go_unlearned(self) -> None:
+    async def _go_unlearned(self) -> bool:
         """Take what all shards have said about themselves without what would have been learned from it, if it is there.
 
-        It is not waited for again until what was missed has been learned.
+        It is not waited for again until what was missed has been learned. Returns whether it was this shard that took it.
         """
         activations, partitions = self.processor.activations, self.processor.shard.partitions
-        if await asyncio.to_thread(activations.merge, partitions, models=False):
+        taken = await asyncio.to_thread(activations.merge, partitions, models=False)
+        if taken:
             self._unlearned, self._awaiting_since = activations.active.cutoffs.as_of, None
+        return taken
 
     async def _take_over(self, step: Step) -> None:
         """Commit and publish what no record caused; after another policy, load the shard again under it."""

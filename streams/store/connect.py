@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import redis
 from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisClusterException
 from redis.retry import Retry
+
+from streams.errors import ServiceUnavailable, StoreUnavailable
 
 #: Either has the commands that the store uses.
 Client = redis.Redis | RedisCluster
+#: What OpenSSL says of a CA, a certificate or a key.
+_BAD_FILE: Final = re.compile(r"PEM lib|NO_CERTIFICATE_OR_CRL_FOUND|KEY_VALUES_MISMATCH")
 
 
 class Tls(NamedTuple):
@@ -134,14 +138,27 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def read_ahead(scan: Callable[[int], tuple[int, dict[bytes, bytes]]]) -> Iterator[dict[bytes, bytes]]:
-    """The parts of a hash, from ``scan`` of cursors. Redis looks for the next while one is worked on."""
-    with ThreadPoolExecutor(1, "scan") as ahead:
-        coming = ahead.submit(scan, 0)
-        while True:
-            cursor, part = coming.result()
-            if cursor:
-                coming = ahead.submit(scan, cursor)
-            yield part
-            if not cursor:
-                return
+def told(address: str, error: Exception) -> ServiceUnavailable | StoreUnavailable:
+    """A sentence, and whether it passes by itself. A cluster's client wraps the reason why no node could be used."""
+    reason = error.__cause__ if isinstance(error, RedisClusterException) and error.__cause__ else error
+    text = str(reason).strip()
+    if isinstance(reason, redis.AuthenticationError):
+        return ServiceUnavailable(f"Redis at {address} refused the user or password; check SEGMENTER_REDIS")
+    # Redis words a permission that is missing inside a script differently.
+    if isinstance(reason, NoPermissionError) or "executing the script can't" in text:
+        return ServiceUnavailable(f"Redis at {address} forbids what is needed: {text}; docs/SECURITY.md lists it")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ServiceUnavailable(
+            f"Redis at {address} shows a certificate that is not trusted ({text}); check SEGMENTER_REDIS_CA, and that "
+            "the certificate is valid for this address"
+        )
+    if _BAD_FILE.search(text):
+        return ServiceUnavailable(
+            f"no TLS with Redis at {address} ({text}); SEGMENTER_REDIS_CA, SEGMENTER_REDIS_CERTIFICATE and "
+            "SEGMENTER_REDIS_KEY must be files in PEM form, the key that of the certificate and not encrypted"
+        )
+    if "SELECT is not allowed in cluster mode" in text:
+        return ServiceUnavailable(
+            f"Redis at {address} is a cluster, which has database 0 only; let SEGMENTER_REDIS end with /0"
+        )
+    return StoreUnavailable(f"Redis at {address}: {text}")

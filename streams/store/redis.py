@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from itertools import chain
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import redis
-from redis.exceptions import NoPermissionError, RedisClusterException
+from redis.exceptions import RedisClusterException
 
 from models.activation import Activation
 from models.counts import Count
 from models.errors import StateError
 from models.events import Role
 from models.population import Summary
+from streams.ahead import ahead
 from streams.commit import ShardCommit, ShardHeader
-from streams.errors import FleetMismatch, LostBatch, ServiceUnavailable, StaleOwner, StoreUnavailable
+from streams.errors import FleetMismatch, LostBatch, StaleOwner, StoreUnavailable
 from streams.ports import Moment
 from streams.store import codec, scripts
-from streams.store.connect import Client, Connection, Script, Tls, read_ahead
+from streams.store.connect import Client, Connection, Script, Tls, told
 from streams.store.keys import clusters_key, fleet_key, policy_key, shard_keys
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 NO_TLS: Final = Tls()
-#: What OpenSSL says of a CA, a certificate or a key.
-_BAD_FILE: Final = re.compile(r"PEM lib|NO_CERTIFICATE_OR_CRL_FOUND|KEY_VALUES_MISMATCH")
 #: Customers asked for at once.
 _AT_ONCE: Final = 5_000
 
@@ -45,35 +43,9 @@ def _translated(
         except redis.DataError:
             raise
         except (redis.RedisError, RedisClusterException) as error:
-            raise _told(self.address, error) from None
+            raise told(self.address, error) from None
 
     return cast("Callable[Concatenate[RedisStore, P], R]", call)
-
-
-def _told(address: str, error: Exception) -> ServiceUnavailable | StoreUnavailable:
-    """A sentence, and whether it passes by itself. A cluster's client wraps the reason why no node could be used."""
-    reason = error.__cause__ if isinstance(error, RedisClusterException) and error.__cause__ else error
-    text = str(reason).strip()
-    if isinstance(reason, redis.AuthenticationError):
-        return ServiceUnavailable(f"Redis at {address} refused the user or password; check SEGMENTER_REDIS")
-    # Redis words a permission that is missing inside a script differently.
-    if isinstance(reason, NoPermissionError) or "executing the script can't" in text:
-        return ServiceUnavailable(f"Redis at {address} forbids what is needed: {text}; docs/SECURITY.md lists it")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return ServiceUnavailable(
-            f"Redis at {address} shows a certificate that is not trusted ({text}); check SEGMENTER_REDIS_CA, and that "
-            "the certificate is valid for this address"
-        )
-    if _BAD_FILE.search(text):
-        return ServiceUnavailable(
-            f"no TLS with Redis at {address} ({text}); SEGMENTER_REDIS_CA, SEGMENTER_REDIS_CERTIFICATE and "
-            "SEGMENTER_REDIS_KEY must be files in PEM form, the key that of the certificate and not encrypted"
-        )
-    if "SELECT is not allowed in cluster mode" in text:
-        return ServiceUnavailable(
-            f"Redis at {address} is a cluster, which has database 0 only; let SEGMENTER_REDIS end with /0"
-        )
-    return StoreUnavailable(f"Redis at {address}: {text}")
 
 
 def _pairs(fields: Mapping[str, Any]) -> list[Any]:
@@ -208,7 +180,7 @@ class RedisStore:
         """
         commits = self._commits(shard)
         seen = set[str]()
-        for part in read_ahead(partial(self._scan, shard)):
+        for part in ahead(self._parts(shard)):
             names = list(map(bytes.decode, part))
             pairs = zip(names, part.values(), strict=True)
             yield list(pairs) if seen.isdisjoint(names) else [pair for pair in pairs if pair[0] not in seen]
@@ -223,6 +195,13 @@ class RedisStore:
     @_translated
     def _commits(self, shard: int) -> bytes | None:
         return cast(bytes | None, self._redis.hget(shard_keys(self._namespace, shard).shard, "commits"))
+
+    def _parts(self, shard: int) -> Iterator[dict[bytes, bytes]]:
+        cursor, part = self._scan(shard, 0)
+        while cursor:
+            yield part
+            cursor, part = self._scan(shard, cursor)
+        yield part
 
     @_translated
     def _scan(self, shard: int, cursor: int) -> tuple[int, dict[bytes, bytes]]:
