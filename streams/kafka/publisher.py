@@ -115,7 +115,7 @@ class KafkaPublisher:
                 # Consumers of changes are keyed like the input: Kafka's own partitioner, not librdkafka's.
                 "partitioner": "murmur2_random",
                 "message.timeout.ms": 0,
-                "linger.ms": 2,
+                "linger.ms": 0.5,
                 "compression.type": "lz4",
                 # A draw of many numbers may be larger; brokers count what is left of it after compression.
                 "message.max.bytes": 2_000_000,
