@@ -276,7 +276,7 @@ class ShardRunner:
     async def _go_unlearned(self) -> bool:
         """Take what all shards have said about themselves without what would have been learned from it, if it is there.
 
-        It is not waited for again until what was missed has been learned. Returns whether it was this shard that took it.
+        It is not waited for again until what was missed has been learned. Returns whether this shard took it.
         """
         activations, partitions = self.processor.activations, self.processor.shard.partitions
         taken = await asyncio.to_thread(activations.merge, partitions, models=False)
