@@ -12,6 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
+from streams.ports import StateStore
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -24,7 +26,8 @@ _PROMPT: Final = 0.05
 class Aside:
     """Of one worker: a server that makes one shard wait would make all of them wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
         #: Not before Redis has been reached once: to connect may take long.
         self._prompt = False
 
@@ -36,7 +39,8 @@ class Aside:
         if not self._prompt:
             return await asyncio.to_thread(timed)
         try:
-            return timed()
+            with self._store.hurried():
+                return timed()
         finally:
             await asyncio.sleep(0)  # the others' turn, as if it had been waited for
 

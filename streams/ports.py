@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
 from models.activation import Activation
@@ -17,6 +18,10 @@ NO_MODEL: Final = b"null"
 
 class StateStore(Protocol):
     """Where shards live. Every method may raise StoreUnavailable; each write happens as a whole or not at all."""
+
+    def hurried(self) -> AbstractContextManager[None]:
+        """Within it, this thread waits for a store that does not answer for a second at most, if that can be had."""
+        ...
 
     def register(self, partitions: int, group: str, cluster: str = "") -> None:
         """Claim the namespace for a fleet. Raises FleetMismatch if it is another's or has other partitions.

@@ -73,7 +73,7 @@ class Shards:
         self._paused: set[TP] = set()
         self._lock = asyncio.Lock()
         self._idle_since = time.monotonic()
-        self._aside = Aside()
+        self._aside = Aside(store)
         self._training = Training(store, self._reload_training, settings)
 
     def attach(self, consumer: Consumer, partitions: int) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, NoScriptError, RedisClusterException
 from redis.retry import Retry
@@ -19,6 +20,8 @@ from streams.errors import ServiceUnavailable, StoreUnavailable
 
 #: Either has the commands that the store uses.
 Client = redis.Redis | RedisCluster
+#: Seconds that the event loop may wait for an answer.
+_SOON: Final = 1.0
 #: What OpenSSL says of a CA, a certificate or a key.
 _BAD_FILE: Final = re.compile(r"PEM lib|NO_CERTIFICATE_OR_CRL_FOUND|KEY_VALUES_MISMATCH")
 
@@ -58,6 +61,10 @@ class Connection:
             retry_on_error=[redis.ConnectionError, redis.TimeoutError],
             **self._options,
         )
+        soon = {"socket_timeout": min(timeout, _SOON), "socket_connect_timeout": min(timeout, _SOON)}
+        # What fails here is not tried again: nobody has the time.
+        self._hasty = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(self._options | soon))
+        self._hurry = threading.local()
         options = self._single.connection_pool.connection_kwargs
         self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         self._client: Client | None = None
@@ -69,7 +76,16 @@ class Connection:
         if self._client is None:
             with self._reaching:
                 self._client = self._client or self._reach()
-        return self._client
+        return self._hasty if getattr(self._hurry, "on", False) and self._client is self._single else self._client
+
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Within it, this thread waits for an answer of a server for a second at most. A cluster is given its time."""
+        self._hurry.on = True
+        try:
+            yield
+        finally:
+            self._hurry.on = False
 
     def _reach(self) -> Client:
         if not self._is_cluster():
@@ -104,6 +120,7 @@ class Connection:
     def close(self) -> None:
         """Give the connections back."""
         self._single.close()
+        self._hasty.close()
         if isinstance(self._client, RedisCluster):
             # Closing it leaves the connections to the other servers open.
             nodes = self._client.nodes_manager

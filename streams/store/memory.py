@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from models.activation import Activation
@@ -60,6 +61,10 @@ class MemoryStore:
 
     def _shard(self, shard: int) -> _Shard:
         return self._shards.setdefault(shard, _Shard())
+
+    def hurried(self) -> AbstractContextManager[None]:
+        """See StateStore."""
+        return nullcontext()
 
     def register(self, partitions: int, group: str, cluster: str = "") -> None:
         """See StateStore."""

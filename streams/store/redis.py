@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from itertools import chain
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
@@ -80,6 +81,10 @@ class RedisStore:
     def close(self) -> None:
         """Give the connections back."""
         self._connection.close()
+
+    def hurried(self) -> AbstractContextManager[None]:
+        """See StateStore."""
+        return self._connection.hurried()
 
     @_translated
     def ping(self) -> None:

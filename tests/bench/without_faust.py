@@ -60,7 +60,7 @@ async def main(broker: str, redis_url: str) -> None:
     publisher = KafkaPublisher({"bootstrap.servers": broker}, OutputTopics(*settings.output_topics))
     consumer = await purchases_consumer(broker)
     memory.collect_seldom()
-    aside = Aside()
+    aside = Aside(store)
     queues = [asyncio.Queue[list[ConsumerRecord]](_WAITING) for _ in range(PARTITIONS)]
     async with asyncio.TaskGroup() as shards:
         for number, queue in enumerate(queues):

@@ -136,6 +136,16 @@ class TestAway:
                 assert address in refused(store, StoreUnavailable, EVERYTHING["commit"])
                 assert time.monotonic() - began < 3
 
+    def test_who_is_in_a_hurry_waits_for_a_second(self, start_redis: StartRedis) -> None:
+        """A server that hangs does not hold up the event loop for longer; everybody else gives it its time."""
+        server = start_redis()
+        with closing(RedisStore(server.url, "segmenter")) as store, redis.Redis.from_url(server.url) as client:
+            store.ping()
+            client.client_pause(2_500)
+            with store.hurried(), pytest.raises(StoreUnavailable, match="Timeout"):
+                store.ping()
+            store.ping()
+
     def test_rows_may_break_off(self, start_redis: StartRedis) -> None:
         """When Redis goes away between two parts of the rows, going on raises StoreUnavailable."""
         server = start_redis(aof=False)

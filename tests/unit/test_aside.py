@@ -8,6 +8,7 @@ import pytest
 
 from streams import aside as aside_module
 from streams.aside import Aside
+from streams.store.memory import MemoryStore
 
 
 class Redis:
@@ -35,7 +36,7 @@ def redis(monkeypatch: pytest.MonkeyPatch) -> Redis:
 
 def run(steps: Callable[[Aside], Awaitable[None]]) -> None:
     async def main() -> None:
-        await steps(Aside())
+        await steps(Aside(MemoryStore()))
 
     asyncio.run(main())
 

@@ -37,7 +37,7 @@ class Bench:
         self.store = FaultyStore()
         self.publisher = FakePublisher()
         self.processor = processor_on(self.store)
-        self.outbox = Outbox(0, self.store, self.publisher, Aside())
+        self.outbox = Outbox(0, self.store, self.publisher, Aside(self.store))
         self.offset = 0
         self.load()
 

@@ -55,8 +55,8 @@ class Bench:
         #: Where the topics were positioned by each reload, and what the next reloads raise.
         self.reloads: list[dict[Role, int]] = []
         self.reload_errors: list[Exception] = []
-        outbox = Outbox(0, self.store, self.publisher, Aside())
-        self.runner = ShardRunner(self.processor, outbox, Aside(), self.look, self.reload, quick(**given))
+        outbox = Outbox(0, self.store, self.publisher, Aside(self.store))
+        self.runner = ShardRunner(self.processor, outbox, Aside(self.store), self.look, self.reload, quick(**given))
         #: How often the runner has looked at a topic, or tried to load.
         self.turns = 0
 
@@ -277,8 +277,8 @@ def test_the_offsets_of_a_load_decide_what_is_expected() -> None:
         again = Bench()
         again.store = bench.store
         again.processor = processor_on(bench.store, clock=Clock.INGESTION)
-        outbox = Outbox(0, again.store, again.publisher, Aside())
-        again.runner = ShardRunner(again.processor, outbox, Aside(), lambda *_: 0.0, again.reload, quick())
+        outbox = Outbox(0, again.store, again.publisher, Aside(again.store))
+        again.runner = ShardRunner(again.processor, outbox, Aside(again.store), lambda *_: 0.0, again.reload, quick())
         again.start()
         assert again.runner.next_offsets["purchases"] == 2
         again.fetch("purchases", 0, *(refund("a", f"{i}", at(i)) for i in (1, 2, 3)))
