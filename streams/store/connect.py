@@ -62,8 +62,9 @@ class Connection:
             **self._options,
         )
         soon = {"socket_timeout": min(timeout, _SOON), "socket_connect_timeout": min(timeout, _SOON)}
-        # What fails here is not tried again: nobody has the time.
-        self._hasty = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **(self._options | soon))
+        # A connection that was cut is replaced; a server that does not answer is not asked again.
+        again = Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
+        self._hasty = redis.Redis.from_url(url, retry=again, **(self._options | soon))
         self._hurry = threading.local()
         options = self._single.connection_pool.connection_kwargs
         self.address = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
