@@ -36,13 +36,14 @@ class Aside:
         if size > _FEW:
             return await asyncio.to_thread(call, *args, **kwargs)
         timed = partial(self._timed, partial(call, *args, **kwargs))
-        if not self._prompt:
-            return await asyncio.to_thread(timed)
-        try:
-            with self._store.hurried():
-                return timed()
-        finally:
-            await asyncio.sleep(0)  # the others' turn, as if it had been waited for
+        if self._prompt:
+            try:
+                with self._store.hurried() as soon:
+                    if soon:
+                        return timed()
+            finally:
+                await asyncio.sleep(0)  # the others' turn, as if it had been waited for
+        return await asyncio.to_thread(timed)
 
     def _timed(self, call: Callable[[], T]) -> T:
         began = time.perf_counter()

@@ -19,8 +19,8 @@ NO_MODEL: Final = b"null"
 class StateStore(Protocol):
     """Where shards live. Every method may raise StoreUnavailable; each write happens as a whole or not at all."""
 
-    def hurried(self) -> AbstractContextManager[None]:
-        """Within it, this thread waits for a store that does not answer for a second at most, if that can be had."""
+    def hurried(self) -> AbstractContextManager[bool]:
+        """Within it, this thread waits a second at most for a store that does not answer, if it says that it does."""
         ...
 
     def register(self, partitions: int, group: str, cluster: str = "") -> None:

@@ -77,14 +77,14 @@ class Connection:
         if self._client is None:
             with self._reaching:
                 self._client = self._client or self._reach()
-        return self._hasty if getattr(self._hurry, "on", False) and self._client is self._single else self._client
+        return self._hasty if getattr(self._hurry, "on", False) else self._client
 
     @contextmanager
-    def hurried(self) -> Iterator[None]:
-        """Within it, this thread waits for an answer of a server for a second at most. A cluster is given its time."""
-        self._hurry.on = True
+    def hurried(self) -> Iterator[bool]:
+        """Within it, this thread waits a second at most for a server that does not answer; not for a cluster's."""
+        self._hurry.on = self._client is self._single
         try:
-            yield
+            yield self._hurry.on
         finally:
             self._hurry.on = False
 

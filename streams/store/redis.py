@@ -82,7 +82,7 @@ class RedisStore:
         """Give the connections back."""
         self._connection.close()
 
-    def hurried(self) -> AbstractContextManager[None]:
+    def hurried(self) -> AbstractContextManager[bool]:
         """See StateStore."""
         return self._connection.hurried()
 

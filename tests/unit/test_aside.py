@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
@@ -77,6 +78,21 @@ def test_a_redis_that_makes_the_worker_wait_does_so_once(redis: Redis) -> None:
         assert await aside.do(1, redis.call, "prompt") == ("prompt", True)
 
     run(steps)
+
+
+def test_a_store_that_knows_no_hurry_is_waited_for_in_a_thread(redis: Redis) -> None:
+    """Such as a cluster, whose client looks for another server when one does not answer."""
+
+    class Cluster(MemoryStore):
+        def hurried(self) -> AbstractContextManager[bool]:
+            return nullcontext(False)
+
+    async def steps() -> None:
+        aside = Aside(Cluster())
+        assert await aside.do(1, redis.call, "first") == ("first", False)
+        assert await aside.do(1, redis.call, "second") == ("second", False)
+
+    asyncio.run(steps())
 
 
 def test_an_error_is_the_callers_and_its_time_counts(redis: Redis) -> None:
