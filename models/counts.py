@@ -50,17 +50,12 @@ class SegmentCounts:
         self._grow(len(table.orders))
         every = table.rows
         for start in range(0, len(every), _AT_ONCE):
-            rows = every[start : start + _AT_ONCE]
-            label, what = self._now(table, rows)
-            self._add(label, what)
-            self._label[rows], self._what[:, rows] = label, what
+            self._count(table, every[start : start + _AT_ONCE], self._label[:0], self._what[:, :0])
 
     def update(self, table: CustomerTable, rows: Rows) -> None:
         """Count ``rows`` as they are now instead of as they were."""
         self._grow(len(table.orders))
-        label, what = self._now(table, rows)
-        self._add(np.concatenate([self._label[rows], label]), np.concatenate([-self._what[:, rows], what], axis=1))
-        self._label[rows], self._what[:, rows] = label, what
+        self._count(table, rows, self._label[rows], self._what[:, rows])
 
     def _grow(self, size: int) -> None:
         missing = size - len(self._label)
@@ -69,15 +64,18 @@ class SegmentCounts:
             self._label = np.concatenate([self._label, fresh])
             self._what = np.concatenate([self._what, np.zeros((3, missing), dtype=np.int64)], axis=1)
 
-    @staticmethod
-    def _now(table: CustomerTable, rows: Rows) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
-        """The rows' labels, and what each of them adds to the sizes of these."""
-        return table.label[rows], np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
-
-    def _add(self, labels: NDArray[np.int16], what: NDArray[np.int64]) -> None:
+    def _count(
+        self, table: CustomerTable, rows: Rows, old_label: NDArray[np.int16], old_what: NDArray[np.int64]
+    ) -> None:
+        """Count ``rows`` as they are now; ``old_label`` and ``old_what`` are those that are counted already."""
+        label = table.label[rows]
+        what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
+        labels = np.concatenate([old_label, label])
         columns = np.where(labels == NO_LABEL, len(self._names), labels + self._first).ravel()
-        for size, each in zip(self._sizes, what.repeat(labels.shape[1], axis=1), strict=True):
+        amounts = np.concatenate([-old_what, what], axis=1).repeat(labels.shape[1], axis=1)
+        for size, each in zip(self._sizes, amounts, strict=True):
             np.add.at(size, columns, each)
+        self._label[rows], self._what[:, rows] = label, what
 
     def sizes(self) -> dict[str, Count]:
         """Every segment's size by ``dimension:label``."""

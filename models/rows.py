@@ -174,14 +174,11 @@ class Unpacked:
 
 def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -> list[Unpacked]:
     """Stored (customer_id, row) pairs, grouped by layout. Raises StateError for a row that no layout explains."""
-    result: list[Unpacked] = []
-    if not stored:
-        return result
-    customers, rows = zip(*stored, strict=True)
-    prefixes = set(map(_PREFIX, rows))
+    result = []
+    prefixes = set(map(_PREFIX, map(itemgetter(1), stored)))
     for prefix in sorted(prefixes):
-        if len(prefixes) > 1:
-            customers, rows = zip(*(pair for pair in stored if pair[1].startswith(prefix)), strict=True)
+        pairs = stored if len(prefixes) == 1 else [pair for pair in stored if pair[1].startswith(prefix)]
+        customers, rows = zip(*pairs, strict=True)
         layout = layouts.get(int.from_bytes(prefix, "little"))
         if layout is None:
             raise StateError(f"the row of customer {customers[0]!r} has a layout that is not stored; restore the store")

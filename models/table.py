@@ -145,11 +145,11 @@ class CustomerTable:
         self.customer.extend(new[len(freed) :])
         if len(self.customer) > len(self.orders):
             self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
-        rows = np.array([*freed, *range(first, len(self.customer))], dtype=np.int64)
-        self.index.update(zip(new, rows.tolist(), strict=True))
+        rows = [*freed, *range(first, len(self.customer))]
+        self.index.update(zip(new, rows, strict=True))
         digests = map(xxhash.xxh3_64_intdigest, map(str.encode, new))
         self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(new))
-        return rows if new is customers else np.array(list(map(self.index.__getitem__, customers)), dtype=np.int64)
+        return np.array(rows if new is customers else list(map(self.index.__getitem__, customers)), dtype=np.int64)
 
     def _grow(self, size: int) -> None:
         self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])

@@ -17,7 +17,7 @@ from streams.ports import StateStore
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: So few customers or changes are written in so little time that only Redis itself can make it last.
+#: So few customers or messages are written in so little time that only Redis itself can make it last.
 _FEW: Final = 150
 #: Seconds within which Redis answers when nothing is wrong.
 _PROMPT: Final = 0.05
@@ -32,7 +32,7 @@ class Aside:
         self._prompt = False
 
     async def do(self, size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What ``call`` returns; ``size`` is how many customers or changes it is about."""
+        """What ``call`` returns; ``size`` is how many customers or messages it is about."""
         if size > _FEW:
             return await asyncio.to_thread(call, *args, **kwargs)
         timed = partial(self._timed, partial(call, *args, **kwargs))

@@ -41,6 +41,11 @@ class OutboxEntry:
         """Its place among the shard's entries."""
         return int(self.id.partition("-")[0])
 
+    @property
+    def size(self) -> int:
+        """How much there is to publish."""
+        return sum(map(len, (self.changes, self.forgotten, self.dead_letters, self.draws)))
+
     @cached_property
     def wire(self) -> Wire:
         """The changes as they are published."""
@@ -111,6 +116,11 @@ class ShardCommit:
     summary: tuple[int, bytes] | None = None
     forget: int | None = None
     begins: bool = True
+
+    @property
+    def size(self) -> int:
+        """How much there is to write: customers, or what is to be published if that is more."""
+        return max(len(self.rows) + len(self.erased), 0 if self.entry is None else self.entry.size)
 
 
 @dataclass(frozen=True, slots=True)

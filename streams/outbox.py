@@ -130,7 +130,7 @@ class Outbox:
         """Remove published entries; what cannot be removed now is removed with those of the next commit."""
         try:
             ids = [entry.id for entry in self._unremoved]
-            size = sum(len(entry.changes) for entry in self._unremoved)
+            size = sum(entry.size for entry in self._unremoved)
             if await self._aside.do(size, self._store.acknowledge, self._shard, ids) < len(ids):
                 await put_right(self._store, self._publisher, self._shard, self._unremoved)
         except StoreUnavailable as error:

@@ -374,7 +374,7 @@ class ShardRunner:
     async def _commit(self, step: Step) -> None:
         began = time.perf_counter()
         failpoints.reached("after-fold")
-        await self._aside.do(len(step.commit.rows), self.processor.commit, step)
+        await self._aside.do(step.commit.size, self.processor.commit, step)
         failpoints.reached("after-commit")
         metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
         self.last_progress = time.monotonic()

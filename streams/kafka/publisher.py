@@ -143,8 +143,7 @@ class KafkaPublisher:
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         """See Publisher."""
-        parts = (part for e in entries for part in (e.changes, e.forgotten, e.dead_letters, e.draws))
-        few = sum(map(len, parts)) <= _FEW
+        few = sum(entry.size for entry in entries) <= _FEW
         await self._deliver(lambda: (message for entry in entries for message in self._messages(entry)), few)
 
     async def publish_snapshots(self, snapshots: Mapping[str, bytes | None]) -> None:

@@ -47,7 +47,7 @@ async def _shard(
             batch, refusals = processor.read("purchases", part, FOREVER)
             step = processor.fold(batch, refusals, {"purchases": Range(position, part[-1].offset + 1)})
             position = part[-1].offset + 1
-            await aside.do(len(step.commit.rows), processor.commit, step)
+            await aside.do(step.commit.size, processor.commit, step)
             await outbox.put(step.commit, None)
 
 
