@@ -4,6 +4,9 @@ A shard that is taken away in the middle of a failure leaves a cycle behind (the
 which know the shard), and its whole table with it, until somebody looks for cycles. Loading a shard takes and frees
 several times its size, in whichever thread is free; glibc gives every thread a heap of its own, keeps what is freed
 there, and learns from large blocks to keep still larger ones.
+
+Between batches, on the other hand, memory must not go back: to get it again, page by page, is a fifteenth of what a
+batch costs.
 """
 
 from __future__ import annotations
@@ -12,11 +15,17 @@ import ctypes
 import gc
 from typing import Final
 
-#: malloc.h: the size from which on a block is taken from the system, and given back, on its own; and how many heaps.
+#: malloc.h: how much may be free at a heap's end before it goes back, and by how much a heap grows; the size from which
+#: on a block is taken from the system, and given back, on its own; and how many heaps.
+_M_TRIM_THRESHOLD: Final = -1
+_M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-#: Larger than what is allocated for one message, smaller than a column of a shard.
-_LARGE: Final = 256 * 1024
+#: Larger than a column of a batch, smaller than one of a large shard.
+_LARGE: Final = 4 * 1024 * 1024
+#: What a worker's batches take, until the next ``tidy``.
+_KEPT: Final = 64 * 1024 * 1024
+_GROWTH: Final = 16 * 1024 * 1024
 _ARENAS: Final = 2
 
 # macOS and musl have allocators without these, and without these habits.
@@ -24,9 +33,11 @@ _LIBC: Final = ctypes.CDLL(None)
 
 
 def bound() -> None:
-    """Few heaps, and large blocks outside them. To be called before there are threads."""
+    """Few heaps that keep what a batch takes, and large blocks outside them. To be called before there are threads."""
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(_M_ARENA_MAX, _ARENAS)
+        _LIBC.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        _LIBC.mallopt(_M_TOP_PAD, _GROWTH)
         _LIBC.mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
