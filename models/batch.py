@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from models.engines import EVENT_TEXTS
 from models.errors import InstantError, Refused
-from models.events import DEFAULT_KIND, KINDS_OF_ROLE, ROLES, VALUES, Attributes, Kind, Role
+from models.events import DEFAULT_KIND, KINDS_OF_ROLE, ROLES, SURVEY, TICK, VALUES, Attributes, Kind, Role
 from models.instants import Instants, format_instant, parse_column
 from models.partitioner import partitions_of
 from models.plain import plain_purchases
@@ -202,14 +202,14 @@ def _columns(role: Role, events: _Fields, records: list[Record], policy: Policy)
     kinds = np.array(list(map(_KINDS.__getitem__, events.column("kind", DEFAULT_KIND[role]))), dtype=np.int8)
     amount = np.zeros(len(events), dtype=np.int64)
     if role == "purchases":
-        paid = np.flatnonzero(kinds != Kind.TICK)
+        paid = (kinds != TICK).nonzero()[0]
         priced = [events.column(name) for name in ("amount", "currency")]
         if len(paid) < len(events):
             priced = [_taken(column, paid, paid.tolist()) for column in priced]
         amount[paid] = policy.converter.column(*priced)
     score = np.zeros(len(events), dtype=np.int64)
     if role == "signups":
-        asked = np.flatnonzero(kinds == Kind.SURVEY)
+        asked = (kinds == SURVEY).nonzero()[0]
         scores = events.column("score")
         score[asked] = np.rint([float(scores[i]) * 100 for i in asked.tolist()])
     event_id = events.column("event_id", "")
@@ -240,20 +240,20 @@ def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
     """Rows whose key, partition or clock is wrong, by position."""
     wrong: dict[int, Refused] = {}
     ahead = batch.occurred_at > batch.recorded_at + reader.policy.events.allowed_skew
-    for i in np.flatnonzero(ahead).tolist():
+    for i in ahead.nonzero()[0].tolist():
         recorded = format_instant(int(batch.recorded_at[i]))
         wrong[i] = Refused(
             "occurred_ahead",
             f"occurred_at is further ahead of the record's timestamp {recorded} than the policy's allowed_skew; "
             "correct the producer's clock",
         )
-    for i in np.flatnonzero(batch.recorded_at > reader.latest).tolist():
+    for i in (batch.recorded_at > reader.latest).nonzero()[0].tolist():
         # The brokers' clock is what the ingestion clock means: if a broker is ahead of us, it is we who are behind.
         if batch.record[i].timestamp_type != _BY_BROKER:
             wrong[i] = Refused(
                 "recorded_ahead", "the record's timestamp is in the future; correct the producer's clock"
             )
-    keyed = np.flatnonzero(batch.kind != Kind.TICK).tolist()
+    keyed = (batch.kind != TICK).nonzero()[0].tolist()
     customers, records = batch.customer, batch.record
     if len(keyed) < len(customers):
         customers, records = [customers[i] for i in keyed], [records[i] for i in keyed]
@@ -393,7 +393,7 @@ def rounds(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     if differs.all():
         yield np.arange(len(rows))
         return
-    starts = np.flatnonzero(np.concatenate(([True], differs)))
+    starts = np.concatenate(([True], differs)).nonzero()[0]
     occurrence = np.empty(len(rows), dtype=np.int64)
     occurrence[order] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     by_occurrence = np.argsort(occurrence, kind="stable")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import EventBatch, Refusal
-from models.events import ROLES, Kind
+from models.events import PROFILE, PURCHASE, REFUND, ROLES, SIGNUP, SURVEY
 from models.instants import DAY, Instants
 from models.money import LARGEST_TOTAL
 from models.policy import Tally
@@ -32,8 +32,8 @@ LANDMARK: Final = 18_262 * DAY
 #: still far inside the range of a double.
 MOST_DOUBLINGS: Final = 900
 
-_KINDS: Final = {"purchases": (Kind.PURCHASE,), "refunds": (Kind.REFUND,), "surveys": (Kind.SURVEY,)}
-_WITH_ATTRIBUTES: Final = (Kind.PURCHASE, Kind.REFUND, Kind.SIGNUP, Kind.PROFILE)
+_KINDS: Final = {"purchases": (PURCHASE,), "refunds": (REFUND,), "surveys": (SURVEY,)}
+_WITH_ATTRIBUTES: Final = (PURCHASE, REFUND, SIGNUP, PROFILE)
 
 #: For each kept text and each tally, the dictionary code of every event of a batch, NO_VALUE where it has none.
 Codes = Mapping[str, NDArray[np.int32]]
@@ -62,7 +62,7 @@ def codes_of(table: CustomerTable, batch: EventBatch) -> Codes:
     Tallies count purchases only, so no other event has a code there.
     """
     found: dict[str, NDArray[np.int32]] = {}
-    bought = batch.kind == Kind.PURCHASE
+    bought = batch.kind == PURCHASE
     for name, texts in batch.attributes.items():
         # Distinct texts as they come: what a nearly full dictionary still takes must not depend on hashes.
         distinct: dict[str | None, int] = defaultdict(count().__next__)
@@ -101,7 +101,7 @@ def fold(table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], 
     table.seen_count[rows] += 1
 
     changed = set()
-    kinds = np.flatnonzero(np.bincount(kind)).tolist()
+    kinds = np.bincount(kind).nonzero()[0].tolist()
     for each in kinds:
         here = slice(None) if len(kinds) == 1 else kind == each
         changed |= _fold_kind(table, batch, each, positions[here], rows[here], codes)
@@ -119,7 +119,7 @@ def _overflows(
     table: CustomerTable, kind: NDArray[np.int8], amount: NDArray[np.int64], rows: Rows
 ) -> NDArray[np.bool_]:
     """Whether an event would make its customer's total larger than can be counted."""
-    total = np.where(kind == Kind.REFUND, table.refunded[rows], table.gross[rows])
+    total = np.where(kind == REFUND, table.refunded[rows], table.gross[rows])
     # What is neither purchase nor refund has no amount, and no total is beyond the largest.
     beyond: NDArray[np.bool_] = total > LARGEST_TOTAL - amount
     return beyond
@@ -129,7 +129,7 @@ def _fold_kind(
     table: CustomerTable, batch: EventBatch, kind: int, positions: NDArray[np.int64], rows: Rows, codes: Codes
 ) -> set[str]:
     """Add events of one kind. Returns what that changed."""
-    if kind == Kind.PURCHASE:
+    if kind == PURCHASE:
         occurred, amount = batch.occurred_at[positions], batch.amount[positions]
         table.orders[rows] += 1
         table.gross[rows] += amount
@@ -138,14 +138,14 @@ def _fold_kind(
         for tally in table.tallies:
             _fold_tally(table, tally, codes[tally.name][positions], amount, rows, occurred)
         return {"purchases"}
-    if kind == Kind.REFUND:
+    if kind == REFUND:
         table.refunds[rows] += 1
         table.refunded[rows] += batch.amount[positions]
         return {"refunds"}
-    if kind == Kind.SIGNUP:
+    if kind == SIGNUP:
         table.signed_up_at[rows] = np.minimum(table.signed_up_at[rows], batch.occurred_at[positions])
         return {"signups"}
-    if kind == Kind.SURVEY:
+    if kind == SURVEY:
         table.surveys[rows] += 1
         table.score[rows] += batch.score[positions]
         return {"surveys"}
@@ -182,7 +182,7 @@ def _fold_text(table: CustomerTable, column: int, codes: NDArray[np.int32], rows
     known, known_at = value[rows], value_at[rows]
     other = codes != known
     later = occurred > known_at
-    for i in np.flatnonzero(other & (occurred == known_at)).tolist():
+    for i in (other & (occurred == known_at)).nonzero()[0].tolist():
         texts = table.values[table.attributes[column]].texts
         later[i] = texts[codes[i]] > texts[known[i]]
     if later.all():
@@ -196,7 +196,7 @@ def _fold_number(
     table: CustomerTable, column: int, numbers: NDArray[np.float64], rows: Rows, occurred: Instants
 ) -> bool:
     """Let rows keep the later number, of equal instants the greater. Returns whether any has another one now."""
-    present = np.flatnonzero(~np.isnan(numbers))
+    present = (~np.isnan(numbers)).nonzero()[0]
     if not len(present):
         return False
     numbers, rows, occurred = numbers[present], rows[present], occurred[present]

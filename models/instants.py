@@ -95,7 +95,7 @@ def format_column(instants: Instants) -> list[str]:
         whole: list[str] = np.datetime_as_string(moments, unit="s", timezone="UTC").tolist()
         return whole
     texts: list[str] = np.datetime_as_string(moments, unit="us", timezone="UTC").tolist()
-    for i in np.flatnonzero(~fine).tolist():
+    for i in (~fine).nonzero()[0].tolist():
         texts[i] = f"{texts[i][:-8]}Z"
     return texts
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import repeat
 from operator import itemgetter
 from typing import Any, Final
@@ -136,10 +136,16 @@ def layout_of(table: CustomerTable) -> Layout:
     )
 
 
+@lru_cache
+def _whole(head: np.dtype[Any], remembered: int) -> np.dtype[Any]:
+    """A row's fixed fields with room for as many event ids as are remembered."""
+    return np.dtype([("head", head), ("ids", "<u8", (remembered,))])
+
+
 def pack(table: CustomerTable, layout: Layout, rows: Rows) -> list[bytes]:
     """The rows as stored."""
     remembered = table.seen.shape[1]
-    whole = np.dtype([("head", layout.head), ("ids", "<u8", (remembered,))])
+    whole = _whole(layout.head, remembered)
     packed = np.zeros(len(rows), dtype=whole)
     head = packed["head"]
     head["layout"] = layout.id

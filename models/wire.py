@@ -7,7 +7,9 @@ dumping them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring as quoted
 from typing import Any, Final, NamedTuple, overload
 
@@ -29,6 +31,8 @@ CAUSES: Final[tuple[Cause, ...]] = (
 TIME, LATE, ERASURE = (CAUSES.index(cause) for cause in ("time", "late_event", "erasure"))
 #: An event position that stands for "no event": time, a policy or the population did it.
 NO_EVENT: Final = -1
+#: Moves whose texts are kept.
+_MOVES_KEPT: Final = 10_000
 
 
 class Changes(NamedTuple):
@@ -76,15 +80,12 @@ class Changes(NamedTuple):
 
     def moves(self, table: CustomerTable) -> dict[tuple[str, str, str, str], int]:
         """How many changes there are of each dimension, label before, label after ("" for none) and cause."""
-        keys = np.zeros(len(self.row), dtype=np.int64)
-        for column in (self.dimension, self.before, self.after, self.cause):
-            keys = (keys << 16) + column
-        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
+        columns = (column.tolist() for column in (self.dimension, self.before, self.after, self.cause))
         found = {}
-        for i, count in zip(first.tolist(), counts.tolist(), strict=True):
-            d = int(self.dimension[i])
-            before, after = ("" if code[i] < 0 else table.labels[d][code[i]] for code in (self.before, self.after))
-            found[table.dimensions[d], before, after, CAUSES[self.cause[i]]] = count
+        for (d, before, after, cause), times in Counter(zip(*columns, strict=True)).items():
+            # The code of no segment is -1.
+            labels = (*table.labels[d], "")
+            found[table.dimensions[d], labels[before], labels[after], CAUSES[cause]] = times
         return found
 
 
@@ -141,7 +142,7 @@ class Wire(Sequence[SegmentChanged]):
 
     def where(self, chosen: NDArray[np.bool_]) -> Wire:
         """Only the chosen changes, and the snapshots of their customers."""
-        wire, kept = Wire(), np.flatnonzero(chosen).tolist()
+        wire, kept = Wire(), chosen.nonzero()[0].tolist()
         wire.values = [self.values[i] for i in kept]
         wire.ids = [self.ids[i] for i in kept]
         wire.customers = [self.customers[i] for i in kept]
@@ -186,6 +187,8 @@ class WireWriter:
         self._names = tuple(policy.dimensions)
         self._cutoffs = cutoffs
         self._activation = f"activation:{activation}"
+        #: There are few different moves.
+        self._move: Final = lru_cache(_MOVES_KEPT)(self._described)
         as_of = None if cutoffs.as_of == NEVER else format_instant(cutoffs.as_of)
         self._versions = f'"policy_version":{policy.version},"population_as_of":{_json(as_of)},"backfill":'
 
@@ -261,11 +264,7 @@ class WireWriter:
 
     def _segments(self, table: CustomerTable, codes: NDArray[np.int16]) -> list[str]:
         """Each row of label codes as a JSON object. Customers in the same segments share one text."""
-        # The text of no segment comes last, where the code -1 finds it.
-        parts = [
-            [f'"{name}":{_json(label)}' for label in (*labels, None)]
-            for name, labels in zip(self._names, table.labels, strict=True)
-        ]
+        parts = [_parts(name, tuple(labels)) for name, labels in zip(self._names, table.labels, strict=True)]
         width, data = codes.itemsize * codes.shape[1], np.ascontiguousarray(codes).tobytes()
         known: dict[bytes, str] = {}
         found = []
@@ -279,18 +278,12 @@ class WireWriter:
         return found
 
     def _moves_of(self, table: CustomerTable, changes: Changes) -> list[tuple[str, str]]:
-        """Each change's part of a change_id and of the text. There are few different moves."""
-        wide = np.int64(2**16)
-        keys = (changes.dimension * wide + changes.before) * wide + changes.after
-        _, first, place = np.unique(keys, return_index=True, return_inverse=True)
-        moves = []
-        for i in first.tolist():
-            d = int(changes.dimension[i])
-            labels: tuple[str | None, ...] = (*table.labels[d], None)
-            moves.append(self._move(d, labels[changes.before[i]], labels[changes.after[i]]))
-        return [moves[i] for i in place.tolist()]
+        """Each change's part of a change_id and of the text."""
+        labels: list[list[str | None]] = [[*each, None] for each in table.labels]
+        moves = zip(changes.dimension.tolist(), changes.before.tolist(), changes.after.tolist(), strict=True)
+        return [self._move(d, labels[d][before], labels[d][after]) for d, before, after in moves]
 
-    def _move(self, d: int, before: str | None, after: str | None) -> tuple[str, str]:
+    def _described(self, d: int, before: str | None, after: str | None) -> tuple[str, str]:
         name = self._names[d]
         dimension, model = self._policy.dimensions[name], self._cutoffs.clusters.get(name)
         profile = dimension.profiles.get(after or "", Profile())
@@ -305,6 +298,12 @@ class WireWriter:
             "model_version": None if model is None else model.version,
         }
         return f"{name}|{before or ''}|{after or ''}|", f"{_json(said)[1:-1]},"
+
+
+@lru_cache
+def _parts(dimension: str, labels: tuple[str, ...]) -> list[str]:
+    """How a snapshot says that a customer has each of a dimension's labels, and last, where -1 finds it, none."""
+    return [f'"{dimension}":{_json(label)}' for label in (*labels, None)]
 
 
 def _repeated(instants: Instants) -> list[str]:
@@ -324,4 +323,4 @@ def _starts(changes: Changes, history: NDArray[np.bool_]) -> NDArray[np.int64]:
         differs[1:] |= column[1:] != column[:-1]
     # Of one row, event and instant; but an erased customer's successor may bear the same.
     differs[1:] |= changes.sequence[1:] != changes.sequence[:-1] + 1
-    return np.flatnonzero(differs)
+    return differs.nonzero()[0]

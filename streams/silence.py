@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.batch import EventBatch, Refusal
-from models.events import ROLES, Kind, Role
+from models.events import ERASURE, ROLES, Role
 from models.outcome import Outcome
 from models.wire import LATE, NO_EVENT, Changes
 from streams.commit import Silence
@@ -39,7 +39,7 @@ def heard(outcome: Outcome, silence: Silence, batch: EventBatch | None, activati
     place = np.cumsum(chosen) - 1
     forgotten: Sequence[str] = ()
     if batch is not None and new is not None and outcome.forgotten:
-        erased = {batch.customer[i] for i in np.flatnonzero(new & (batch.kind == Kind.ERASURE)).tolist()}
+        erased = {batch.customer[i] for i in np.flatnonzero(new & (batch.kind == ERASURE)).tolist()}
         forgotten = [customer for customer in outcome.forgotten if customer in erased]
     return replace(
         outcome,
