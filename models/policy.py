@@ -23,6 +23,7 @@ from models.engines import (
     Duration,
     Engine,
     EnginePolicy,
+    LifecyclePolicy,
     Name,
     RulesPolicy,
     Scored,
@@ -39,6 +40,8 @@ _NO_ATTRIBUTES: Final = frozenset(
 )
 #: What dimensions are made of (models/fold.py), which no dimension may be called.
 _TAKEN: Final = frozenset(("purchases", "refunds", "signups", "surveys"))
+#: Measures that time alone moves.
+_MOVING: Final = frozenset(("recency_days", "tenure_days", "orders_per_month", "age"))
 CurrencyCode = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
 
 
@@ -163,6 +166,11 @@ class Policy(Section):
         """The dimensions that are learned."""
         return tuple(name for name, dimension in self.dimensions.items() if isinstance(dimension, ClusterPolicy))
 
+    @cached_property
+    def moving(self) -> tuple[str, ...]:
+        """The dimensions in which a customer may move without an event: by time, or by the population's cut-offs."""
+        return tuple(name for name, dimension in self.dimensions.items() if _moves(dimension))
+
     @property
     def needs_population(self) -> bool:
         """Whether any label, or whether it is published, depends on everybody else."""
@@ -218,6 +226,14 @@ class Policy(Section):
                 return
             if wrong := sorted(set(condition.is_ or condition.not_ or ()) - set(labels)):
                 yield f"{condition.dimension} has no segment {', '.join(wrong)}; it has {', '.join(labels)}"
+
+
+def _moves(dimension: Engine) -> bool:
+    if isinstance(dimension, BandsPolicy):
+        return dimension.of in _MOVING
+    if isinstance(dimension, RulesPolicy):
+        return any(condition.measure in _MOVING for condition in dimension.conditions)
+    return isinstance(dimension, LifecyclePolicy | Scored)
 
 
 def _sentence(error: Any) -> str:

@@ -17,7 +17,7 @@ from models.activation import Activation
 from models.batch import EventBatch, Refusal, rounds
 from models.dimensions import dimensions_of
 from models.engines import ClusterPolicy, Engine, Scored
-from models.events import Kind
+from models.events import ERASURE, TICK
 from models.fold import Codes, codes_of, fold, kinds_of, overflow
 from models.instants import FOREVER, NEVER, Instants
 from models.outcome import Outcome
@@ -71,6 +71,7 @@ class Segmenter:
         self._made_of = [[i for i, name in enumerate(names) if name in each.reads] for each in self.dimensions]
         self._dwell = [getattr(each, "dwell", None) for each in policy.dimensions.values()]
         self._scored = [isinstance(each, Scored) for each in policy.dimensions.values()]
+        self._moving = {d for d, name in enumerate(names) if name in policy.moving}
         #: A label that its dwell holds moves with these kinds of the customer's own events.
         self._own = [kinds_of(each.reads) for each in self.dimensions]
         self._renewal = [self._renewed_by(each) for each in policy.dimensions.values()]
@@ -108,7 +109,7 @@ class Segmenter:
         """
         work = _Work(times, [], [], told_until, set())
         refused: list[int] = []
-        events = np.flatnonzero(batch.kind != Kind.TICK)
+        events = (batch.kind != TICK).nonzero()[0]
         customers = batch.customer
         rows = table.place(customers if len(events) == len(batch) else [customers[i] for i in events.tolist()])
         codes = codes_of(table, batch)
@@ -137,13 +138,13 @@ class Segmenter:
         Every deadline before ``settled`` has been applied, and those of rows that events have touched up to ``time``.
         """
         at, now = np.full(len(rows), settled, dtype=np.int64), np.full(len(rows), time, dtype=np.int64)
-        for d, dimension in enumerate(self.dimensions):
+        for d in self._moving:
             deadline = self._next_deadline(table, rows, d, at)
             dwell = self._dwell[d]
             if dwell is not None:
-                held = (dimension.label(table, rows, now) != table.label[rows, d]) & (deadline >= time)
+                held = (self.dimensions[d].label(table, rows, now) != table.label[rows, d]) & (deadline >= time)
                 deadline = np.where(held, np.maximum(self._held_until(table, rows, d, dwell), settled), deadline)
-            table.deadline[rows, d] = deadline
+            table.deadline[rows, table.deadline_of[d]] = deadline
         self._relabel(table, rows[table.activation[rows] < self.number])
         table.note_deadlines(rows)
 
@@ -161,10 +162,11 @@ class Segmenter:
             if by_policy or self._scored[d]:
                 moved = dimension.label(table, rows, at) != table.label[rows, d]
                 due = at - 1
-                dwell = self._dwell[d]
+                dwell, column = self._dwell[d], table.deadline_of[d]
                 if dwell is not None and not by_policy:
                     due = np.maximum(due, self._held_until(table, rows, d, dwell))
-                table.deadline[rows, d] = np.where(moved, due, self._next_deadline(table, rows, d, at))
+                later = self._next_deadline(table, rows, d, at) if d in self._moving else table.deadline[rows, column]
+                table.deadline[rows, column] = np.where(moved, due, later)
         table.note_deadlines(rows)
 
     def _next_deadline(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> Instants:
@@ -192,7 +194,7 @@ class Segmenter:
     ) -> list[int]:
         """One event for each of ``rows``. Returns the positions that would overflow a total."""
         self._pass_deadlines(table, rows, work.times[positions], work)
-        erasing = batch.kind[positions] == Kind.ERASURE
+        erasing = batch.kind[positions] == ERASURE
         if erasing.any():
             self._erase(table, batch, positions[erasing], rows[erasing], work)
             positions, rows = positions[~erasing], rows[~erasing]
@@ -202,7 +204,7 @@ class Segmenter:
         if not folded.counted.all():
             positions, rows, unknown = positions[folded.counted], rows[folded.counted], unknown[folded.counted]
         found, changed = len(work.found), set(folded.changed)
-        new = np.flatnonzero(unknown)
+        new = unknown.nonzero()[0]
         for d, dimension in enumerate(self.dimensions):
             if self._dwell[d] is not None or not changed.isdisjoint(dimension.reads):
                 # A label that its dwell holds moves with the customer's own events, not with others' in the round.
@@ -225,7 +227,7 @@ class Segmenter:
         """Label ``rows`` anew in a dimension after the events at ``positions``. Returns whether any has moved."""
         dimension, times = self.dimensions[d], work.times[positions]
         after = dimension.label(table, rows, times)
-        moved = np.flatnonzero(after != table.label[rows, d])
+        moved = (after != table.label[rows, d]).nonzero()[0]
         if len(moved):
             p, r, t, label = positions[moved], rows[moved], times[moved], after[moved]
             occurred, previous = batch.occurred_at[p], table.changed_at[r, d]
@@ -234,7 +236,8 @@ class Segmenter:
             cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
             effective = np.where(late, np.maximum(t, previous), occurred)
             self._move(table, r, d, label, cause, effective, effective, p, p, work)
-        table.deadline[rows, d] = self._next_deadline(table, rows, d, times)
+        if d in self._moving:
+            table.deadline[rows, table.deadline_of[d]] = self._next_deadline(table, rows, d, times)
         return len(moved) > 0
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
@@ -263,13 +266,15 @@ class Segmenter:
             decided = np.searchsorted(work.times, soonest, side="right")
             # Set anew for rows that were not yet labelled under the activation: it is what is due.
             renewed = (table.activation[rows] < self.number) & (soonest == self.since - 1)
+            columns = table.deadline[rows] == soonest[:, None]
+            table.deadline[rows[columns[:, -1]], -1] = FOREVER
             moved: dict[int, NDArray[np.bool_]] = {}
             for d, dimension in enumerate(self.dimensions):
-                affected = table.deadline[rows, d] == soonest
+                affected = columns[:, table.deadline_of[d]]
                 for other in self._made_of[d]:
                     if other in moved:
-                        affected |= moved[other]
-                here = np.flatnonzero(affected)
+                        affected = affected | moved[other]
+                here = affected.nonzero()[0]
                 if not len(here):
                     continue
                 r, at = rows[here], soonest[here]
@@ -285,7 +290,8 @@ class Segmenter:
                     self._move(
                         table, rows[m], d, after[differs], cause, effective, soonest[m] + 1, decided[m], none, work
                     )
-                table.deadline[r, d] = self._next_deadline(table, r, d, at + 1)
+                if d in self._moving:
+                    table.deadline[r, table.deadline_of[d]] = self._next_deadline(table, r, d, at + 1)
             table.note_deadlines(rows)
             work.show_labels(table, found)
 
@@ -301,7 +307,7 @@ class Segmenter:
         table.clear(rows)
         table.sequence[rows] = sequence
         for d in range(len(self.dimensions)):
-            had = np.flatnonzero(before[:, d] != NO_LABEL)
+            had = (before[:, d] != NO_LABEL).nonzero()[0]
             r, p = rows[had], positions[had]
             table.label[r, d] = before[had, d]
             effective = np.maximum(batch.occurred_at[p], changed_at[had, d])
@@ -376,7 +382,7 @@ class Segmenter:
             if dimension.viable is not None and not dimension.viable.publish:
                 small = [c for c, label in enumerate(dimension.labels) if f"{name}:{label}" in self.cutoffs.small]
                 if small:
-                    found += np.flatnonzero((changes.dimension == d) & np.isin(changes.after, small)).tolist()
+                    found += ((changes.dimension == d) & np.isin(changes.after, small)).nonzero()[0].tolist()
         return sorted(found)
 
     def _wire(

@@ -54,12 +54,18 @@ class CustomerTable:
 
     Absent instants are NEVER in columns that keep the latest and FOREVER in columns that keep the earliest. The
     columns are longer than the number of customers; rows that are not in use are blank. ``score`` is the sum of survey
-    scores in hundredths, a ``number`` that was never seen is NaN, ``soonest`` is each row's earliest deadline.
+    scores in hundredths, a ``number`` that was never seen is NaN.
+
+    Each dimension that moves in time has a column of ``deadline``. All others share the last one: only another policy
+    moves a customer there without an event. ``soonest`` is each row's earliest deadline.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.dimensions = tuple(policy.dimensions)
+        moving = policy.moving
+        #: For each dimension, the column of its deadlines.
+        self.deadline_of = [moving.index(name) if name in moving else len(moving) for name in self.dimensions]
         #: Each dimension's segments by code; beyond those of the policy, retired ones that rows still bear.
         self.labels = [list(dimension.labels) for dimension in policy.dimensions.values()]
         self.attributes = policy.attributes.keep
@@ -92,7 +98,7 @@ class CustomerTable:
         self.sequence = np.zeros(size, dtype=np.int64)
         self.label = np.full((size, dims), NO_LABEL, dtype=np.int16)
         self.changed_at = np.full((size, dims), NEVER, dtype=np.int64)
-        self.deadline = np.full((size, dims), FOREVER, dtype=np.int64)
+        self.deadline = np.full((size, len(moving) + 1), FOREVER, dtype=np.int64)
         self.soonest = np.full(size, FOREVER, dtype=np.int64)
         self.value = np.full((size, attrs), NO_VALUE, dtype=np.int32)
         self.value_at = np.full((size, attrs), NEVER, dtype=np.int64)
@@ -124,7 +130,7 @@ class CustomerTable:
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
         rows = np.fromiter(map(self.index.get, customers, repeat(-1)), dtype=np.int64, count=len(customers))
-        unknown = np.flatnonzero(rows < 0)
+        unknown = (rows < 0).nonzero()[0]
         if len(unknown):
             every = len(unknown) == len(customers)
             rows[unknown] = self._add(customers if every else [customers[i] for i in unknown.tolist()])
@@ -213,7 +219,7 @@ class CustomerTable:
         if self.earliest_deadline >= instant:
             return np.empty(0, dtype=np.int64)
         soonest = self.soonest[: len(self.customer)]
-        rows = np.flatnonzero(soonest < instant)
+        rows = (soonest < instant).nonzero()[0]
         if not len(rows):
             self.earliest_deadline = int(soonest.min(initial=FOREVER))
         return rows

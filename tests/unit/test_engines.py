@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.clusters import ClusterModel
 from models.dimensions import Dimension, dimensions_of
+from models.engines import Scored
 from models.instants import DAY, FOREVER, NEVER
 from models.policy import Policy, parse_policy
 from models.population import Cutoffs
@@ -331,6 +332,8 @@ def test_time_moves_what_it_must() -> None:
     table, at = random_table(6), instants(6, 300)
     moved = {name for name, d in DIMENSIONS.items() if (d.deadline(table, table.rows, at) != FOREVER).any()}
     assert moved == {"lifecycle", "age", "pace", "recency", "tenure", "rfm", "group", "kin", "mood"}
+    scored = {name for name, each in POLICY.dimensions.items() if isinstance(each, Scored)}
+    assert set(POLICY.moving) == moved | scored
 
 
 def replace(table: CustomerTable, other: CustomerTable, what: str) -> None:

@@ -111,9 +111,9 @@ def test_deadlines_are_computed_and_not_stored() -> None:
     before, after = feeder.processor.table, loaded(feeder, feeder.policy)
     assert (after.deadline == FOREVER).all()
     Segmenter(feeder.policy).resume(after, after.rows, feeder.processor.time, feeder.processor.time)
-    deadlines = {customer: int(after.deadline[row, 0]) for customer, row in after.index.items()}
+    deadlines = {customer: int(after.soonest[row]) for customer, row in after.index.items()}
     assert deadlines == {"a": at(90), "b": at(31), "c": FOREVER, "d": at(61)}
-    assert deadlines == {customer: int(before.deadline[row, 0]) for customer, row in before.index.items()}
+    assert deadlines == {customer: int(before.soonest[row]) for customer, row in before.index.items()}
     assert after.earliest_deadline == at(31)
 
 
