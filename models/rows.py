@@ -201,7 +201,7 @@ def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -
 
 
 def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence[str]]) -> Rows:
-    """Put unpacked rows into the table, under the table's own policy. Returns where they are.
+    """Put unpacked rows of customers who have none yet into the table, under its own policy. Returns where they are.
 
     Labels are mapped by name; one that the policy no longer has stays as a retired one until the row is labelled
     anew. ``values`` holds the stored dictionary of each attribute and tally. Raises StateError when the rows are in
@@ -213,7 +213,7 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
             f"the stored amounts are in {layout.currency}, the policy's base is {table.policy.money.base}; "
             "set money.base back, or start with another namespace and rebuild"
         )
-    rows = table.place(unpacked.customers)
+    rows = table.add(unpacked.customers)
     where = _where(rows)
     for name in ("sequence", *_MEASURES, *(_SINCE_2 if layout.format > 1 else ())):
         getattr(table, name)[where] = head[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xxhash
@@ -53,8 +53,8 @@ class CustomerTable:
     """Columns of customer state. Instants are int64 microseconds, money is in minor units of the base currency.
 
     Absent instants are NEVER in columns that keep the latest and FOREVER in columns that keep the earliest. The
-    columns are longer than the number of customers; rows that are not in use are blank. ``score`` is the sum of survey
-    scores in hundredths, a ``number`` that was never seen is NaN.
+    columns are longer than the number of customers. ``score`` is the sum of survey scores in hundredths, a ``number``
+    that was never seen is NaN.
 
     Each dimension that moves in time has a column of ``deadline``. All others share the last one: only another policy
     moves a customer there without an event. ``soonest`` is each row's earliest deadline.
@@ -132,8 +132,10 @@ class CustomerTable:
         rows = np.fromiter(map(self.index.get, customers, repeat(-1)), dtype=np.int64, count=len(customers))
         unknown = (rows < 0).nonzero()[0]
         if len(unknown):
-            every = len(unknown) == len(customers)
-            rows[unknown] = self._add(customers if every else [customers[i] for i in unknown.tolist()])
+            named = customers if len(unknown) == len(customers) else [customers[i] for i in unknown.tolist()]
+            new = list(dict.fromkeys(named))
+            added = self.add(new)
+            rows[unknown] = added if len(new) == len(named) else list(map(self.index.__getitem__, named))
         return rows
 
     def reserve(self, customers: int) -> None:
@@ -141,32 +143,29 @@ class CustomerTable:
         if customers > len(self.orders):
             self._grow(customers + customers // 64)
 
-    def _add(self, customers: Sequence[str]) -> Rows:
-        """Blank rows for customers who have none, of whom some may be named twice: rows that were freed first."""
-        new = customers if len(set(customers)) == len(customers) else list(dict.fromkeys(customers))
-        freed = [self._free.pop() for _ in range(min(len(self._free), len(new)))]
-        for row, customer in zip(freed, new, strict=False):
+    def add(self, customers: Sequence[str]) -> Rows:
+        """Blank rows for different customers who have none yet: rows that were freed first."""
+        freed = [self._free.pop() for _ in range(min(len(self._free), len(customers)))]
+        for row, customer in zip(freed, customers, strict=False):
             self.customer[row] = customer
         first = len(self.customer)
-        self.customer.extend(new[len(freed) :])
+        self.customer.extend(customers[len(freed) :])
         if len(self.customer) > len(self.orders):
             self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
-        rows = [*freed, *range(first, len(self.customer))]
-        self.index.update(zip(new, rows, strict=True))
-        digests = map(xxhash.xxh3_64_intdigest, map(str.encode, new))
-        self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(new))
-        return np.array(rows if new is customers else list(map(self.index.__getitem__, customers)), dtype=np.int64)
+        # Not sooner: memory costs most when it is written for the first time.
+        self.clear(slice(first, len(self.customer)))
+        numbers = [*freed, *range(first, len(self.customer))]
+        self.index.update(zip(customers, numbers, strict=True))
+        rows = np.array(numbers, dtype=np.int64)
+        digests = map(xxhash.xxh3_64_intdigest, map(str.encode, customers))
+        self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(customers))
+        return rows
 
     def _grow(self, size: int) -> None:
-        self.identity = np.concatenate([self.identity, np.zeros(size - len(self.identity), dtype=np.uint64)])
-        for name, blank in self._blank.items():
-            column = getattr(self, name)
-            grown = np.full((size, *column.shape[1:]), blank, dtype=column.dtype)
-            grown[: len(column)] = column
-            setattr(self, name, grown)
+        for name in ("identity", *self._blank):
+            setattr(self, name, _grown(getattr(self, name), size))
         for name, weights in self.tally.items():
-            self.tally[name] = np.zeros((size, weights.shape[1]), dtype=np.float64)
-            self.tally[name][: len(weights)] = weights
+            self.tally[name] = _grown(weights, size)
 
     def widen(self, tally: str, width: int) -> None:
         """Make room for at least ``width`` texts of a tally. Widths are powers of two: few layouts, few copies."""
@@ -182,7 +181,7 @@ class CustomerTable:
             labels.append(text)
         return labels.index(text)
 
-    def clear(self, rows: Rows) -> None:
+    def clear(self, rows: Rows | slice) -> None:
         """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
         for name, blank in self._blank.items():
             getattr(self, name)[rows] = blank
@@ -257,3 +256,10 @@ class CustomerTable:
         """The instant before which no row has a deadline, at most ``instant``."""
         rows, others = self.next_due(instant, 1)
         return int(self.soonest[rows[0]]) if len(rows) else min(others, instant)
+
+
+def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
+    """The column with room for so many rows; what is added is no memory yet."""
+    grown = np.zeros((size, *column.shape[1:]), dtype=column.dtype)
+    grown[: len(column)] = column
+    return grown
