@@ -1,4 +1,4 @@
-"""SegmentCounts: customers, revenue and orders of every segment, kept current row by row."""
+"""SegmentCounts: customers, revenue and orders of every segment, kept current by the rows that change."""
 
 from __future__ import annotations
 
@@ -25,11 +25,22 @@ class Count(NamedTuple):
         return Count(self.customers + other.customers, self.revenue + other.revenue, self.orders + other.orders)
 
 
-class SegmentCounts:
-    """The size of every segment of a table, retired ones that rows still bear included.
+class Standing(NamedTuple):
+    """What rows of a table count for: their labels by dimension, net revenue and purchases."""
 
-    It remembers each row as it was last counted, so an update needs only the rows that may have changed.
-    """
+    rows: Rows
+    labels: NDArray[np.int16]
+    net: NDArray[np.int64]
+    orders: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, table: CustomerTable, rows: Rows) -> Standing:
+        """As the rows are now."""
+        return cls(rows, table.label[rows], table.net(rows), table.orders[rows])
+
+
+class SegmentCounts:
+    """The size of every segment of a table, retired ones that rows still bear included."""
 
     def __init__(self, table: CustomerTable) -> None:
         self._names = [
@@ -45,37 +56,25 @@ class SegmentCounts:
         self._first = np.cumsum([0, *map(len, table.labels[:-1])])
         #: Customers, revenue and orders, a column for each segment, and one for all that is in none.
         self._sizes = np.zeros((3, len(self._names) + 1), dtype=np.int64)
-        self._label = np.empty((0, len(table.dimensions)), dtype=np.int16)
-        self._what = np.empty((3, 0), dtype=np.int64)
-        self._grow(len(table.orders))
         every = table.rows
         for start in range(0, len(every), _AT_ONCE):
-            self._count(table, every[start : start + _AT_ONCE], self._label[:0], self._what[:, :0])
+            now = Standing.of(table, every[start : start + _AT_ONCE])
+            self._count(now.labels, np.array([np.ones(len(now.rows), dtype=np.int64), now.net, now.orders]))
 
-    def update(self, table: CustomerTable, rows: Rows) -> None:
-        """Count ``rows`` as they are now instead of as they were."""
-        self._grow(len(table.orders))
-        self._count(table, rows, self._label[rows], self._what[:, rows])
+    def update(self, table: CustomerTable, before: Standing) -> None:
+        """Count the rows of ``before`` as they are now instead of as they were then."""
+        size, now = len(before.rows), Standing.of(table, before.rows)
+        if size:
+            amounts = np.ones((3, 2 * size), dtype=np.int64)
+            amounts[1:, :size], amounts[1:, size:] = (before.net, before.orders), (now.net, now.orders)
+            amounts[:, :size] *= -1
+            self._count(np.concatenate([before.labels, now.labels]), amounts)
 
-    def _grow(self, size: int) -> None:
-        missing = size - len(self._label)
-        if missing:
-            fresh = np.full((missing, self._label.shape[1]), NO_LABEL, dtype=np.int16)
-            self._label = np.concatenate([self._label, fresh])
-            self._what = np.concatenate([self._what, np.zeros((3, missing), dtype=np.int64)], axis=1)
-
-    def _count(
-        self, table: CustomerTable, rows: Rows, old_label: NDArray[np.int16], old_what: NDArray[np.int64]
-    ) -> None:
-        """Count ``rows`` as they are now; ``old_label`` and ``old_what`` are those that are counted already."""
-        label = table.label[rows]
-        what = np.array([np.ones(len(rows), dtype=np.int64), table.net(rows), table.orders[rows]])
-        labels = np.concatenate([old_label, label])
+    def _count(self, labels: NDArray[np.int16], amounts: NDArray[np.int64]) -> None:
+        """Add customers, revenue and orders, a column of ``amounts`` for each row of ``labels``."""
         columns = np.where(labels == NO_LABEL, len(self._names), labels + self._first).ravel()
-        amounts = np.concatenate([-old_what, what], axis=1).repeat(labels.shape[1], axis=1)
-        for size, each in zip(self._sizes, amounts, strict=True):
+        for size, each in zip(self._sizes, amounts.repeat(labels.shape[1], axis=1), strict=True):
             np.add.at(size, columns, each)
-        self._label[rows], self._what[:, rows] = label, what
 
     def sizes(self) -> dict[str, Count]:
         """Every segment's size by ``dimension:label``."""

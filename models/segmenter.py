@@ -8,7 +8,7 @@ The deadlines of rows that no record touched are applied last; they are dated by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from models.engines import ClusterPolicy, Engine, Scored
 from models.events import ERASURE, TICK
 from models.fold import Codes, codes_of, fold, kinds_of, overflow
 from models.instants import FOREVER, NEVER, Instants
-from models.outcome import Outcome
+from models.outcome import Outcome, Work
 from models.policy import Policy
 from models.population import Cutoffs
 from models.table import NO_LABEL, CustomerTable, Rows
@@ -28,28 +28,6 @@ from models.wire import CAUSES, LATE, NO_EVENT, TIME, Changes, Wire, WireWriter
 
 #: By Kind; a tick causes nothing.
 _CAUSE_OF_KIND: Final = np.array([TIME, *range(1, 7)], dtype=np.int8)
-
-
-class _Work(NamedTuple):
-    """One pass over a batch: the shard's time at each record, what has been found so far, and what is history."""
-
-    times: Instants
-    found: list[Changes]
-    touched: list[Rows]
-    told_until: int
-    #: Customers who had changes before and were erased without one.
-    silent: set[str]
-
-    def show_labels(self, table: CustomerTable, first: int) -> None:
-        """Complete what was found from ``first`` on: each change shows all labels after its event or instant."""
-        for i in range(first, len(self.found)):
-            self.found[i] = self.found[i]._replace(segments=table.label[self.found[i].row])
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Each row once, in order; of few rows sooner than ``np.unique``."""
-    rows = np.sort(rows)
-    return rows[np.concatenate(([True], rows[1:] != rows[:-1]))] if len(rows) else rows
 
 
 class Segmenter:
@@ -107,18 +85,19 @@ class Segmenter:
         every deadline before ``told_until``. Of the rows that no record touches, the deadlines of at most ``most``
         are applied.
         """
-        work = _Work(times, [], [], told_until, set())
+        work = Work(times, [], [], told_until, set())
         refused: list[int] = []
         events = (batch.kind != TICK).nonzero()[0]
         customers = batch.customer
         rows = table.place(customers if len(events) == len(batch) else [customers[i] for i in events.tolist()])
+        work.touch(table, rows)
         codes = codes_of(table, batch)
         for part in rounds(rows):
             refused += self._round(table, batch, codes, events[part], rows[part], work)
         if len(times):
             self._pass_due(table, int(times[-1]), most, work)
         overflowed = [overflow(batch, position) for position in sorted(refused)]
-        return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed, rows)
+        return self._outcome(table, batch, int(times[-1]) if len(times) else NEVER, work, backfill, overflowed)
 
     def advance(
         self, table: CustomerTable, instant: int, backfill: bool, most: int | None = None, told_until: int = NEVER
@@ -127,10 +106,9 @@ class Segmenter:
 
         Those rows are the ones with the earliest deadlines.
         """
-        work = _Work(np.array([instant], dtype=np.int64), [], [], told_until, set())
+        work = Work(np.array([instant], dtype=np.int64), [], [], told_until, set())
         self._pass_due(table, instant, most, work)
-        nothing = np.empty(0, dtype=np.int64)
-        return self._outcome(table, None, instant, work, np.array([backfill]), [], nothing)
+        return self._outcome(table, None, instant, work, np.array([backfill]), [])
 
     def resume(self, table: CustomerTable, rows: Rows, settled: int, time: int) -> None:
         """Find the deadlines of rows that have just been loaded.
@@ -190,7 +168,7 @@ class Segmenter:
         codes: Codes,
         positions: NDArray[np.int64],
         rows: Rows,
-        work: _Work,
+        work: Work,
     ) -> list[int]:
         """One event for each of ``rows``. Returns the positions that would overflow a total."""
         self._pass_deadlines(table, rows, work.times[positions], work)
@@ -222,7 +200,7 @@ class Segmenter:
         return refused
 
     def _label(
-        self, table: CustomerTable, batch: EventBatch, d: int, positions: NDArray[np.int64], rows: Rows, work: _Work
+        self, table: CustomerTable, batch: EventBatch, d: int, positions: NDArray[np.int64], rows: Rows, work: Work
     ) -> bool:
         """Label ``rows`` anew in a dimension after the events at ``positions``. Returns whether any has moved."""
         dimension, times = self.dimensions[d], work.times[positions]
@@ -240,7 +218,7 @@ class Segmenter:
             table.deadline[rows, table.deadline_of[d]] = self._next_deadline(table, rows, d, times)
         return len(moved) > 0
 
-    def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: _Work) -> None:
+    def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: Work) -> None:
         """Apply the deadlines before ``instant`` of the whole table, or of at most ``most`` rows of it."""
         if most is None:
             rows = table.due(instant)
@@ -248,9 +226,10 @@ class Segmenter:
             rows, others = table.next_due(instant, most)
             # No further than to the earliest deadline left, which is the shard's time for whoever loads it next.
             instant = min(instant, others + 1)
+        work.touch(table, rows)
         self._pass_deadlines(table, rows, np.full(len(rows), instant, dtype=np.int64), work)
 
-    def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: _Work) -> None:
+    def _pass_deadlines(self, table: CustomerTable, rows: Rows, before: Instants, work: Work) -> None:
         """Apply the deadlines of ``rows`` that lie before their instant ``before``, in time order, until none does."""
         if table.earliest_deadline >= before.max(initial=NEVER):
             return
@@ -261,7 +240,6 @@ class Segmenter:
                 rows, before, soonest = rows[due], before[due], soonest[due]
             if not len(rows):
                 return
-            work.touched.append(rows)
             found = len(work.found)
             decided = np.searchsorted(work.times, soonest, side="right")
             # Set anew for rows that were not yet labelled under the activation: it is what is due.
@@ -296,7 +274,7 @@ class Segmenter:
             work.show_labels(table, found)
 
     def _erase(
-        self, table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, work: _Work
+        self, table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], rows: Rows, work: Work
     ) -> None:
         """Forget the rows' customers, publishing a change to no segment in each dimension that had one."""
         found = len(work.found)
@@ -328,7 +306,7 @@ class Segmenter:
         holds_from: Instants,
         decided: NDArray[np.int64],
         event: NDArray[np.int64],
-        work: _Work,
+        work: Work,
     ) -> None:
         """Give the rows their new label and note the change, with the measures as they stand."""
         before = table.label[rows, dimension]
@@ -358,12 +336,12 @@ class Segmenter:
         table: CustomerTable,
         batch: EventBatch | None,
         time: int,
-        work: _Work,
+        work: Work,
         backfill: NDArray[np.bool_],
         overflowed: list[Refusal],
-        rows: Rows,
     ) -> Outcome:
-        touched = _distinct(np.concatenate([rows, *work.touched]))
+        before = work.before()
+        touched = before.rows
         changes = Changes.ordered(work.found, table)
         published = self._wire(table, batch, changes, work, backfill)
         withheld = self._withheld(table, changes)
@@ -373,7 +351,7 @@ class Segmenter:
         erased = [table.customer[row] for row in gone.tolist()]
         table.free(gone)
         forgotten = [customer for customer in erased if customer in work.silent]
-        return Outcome(time, changes, published, touched, dirty, erased, withheld, forgotten, overflowed)
+        return Outcome(time, changes, published, before, dirty, erased, withheld, forgotten, overflowed)
 
     def _withheld(self, table: CustomerTable, changes: Changes) -> list[int]:
         """Positions of moves into segments that are too small to be published."""
@@ -390,7 +368,7 @@ class Segmenter:
         table: CustomerTable,
         batch: EventBatch | None,
         changes: Changes,
-        work: _Work,
+        work: Work,
         backfill: NDArray[np.bool_],
     ) -> Wire:
         """The changes as they are published, in the same order."""

@@ -173,7 +173,7 @@ class BatchProcessor:
         """Let time pass to ``instant`` without an event, for at most ``most`` rows; None if it changes no row."""
         instant = max(instant, self.time)
         outcome = self._segmenter.advance(self.table, instant, False, most, self._told_until)
-        if not len(outcome.touched):
+        if not len(outcome.before.rows):
             self.time = instant
             return None
         return self._step(outcome, (), {})
@@ -324,7 +324,7 @@ class BatchProcessor:
         batch: EventBatch | None = None,
     ) -> Step:
         table, topics, segmenter = self.table, self.shard.topics, self._segmenter
-        self.counts.update(table, outcome.touched)
+        self.counts.update(table, outcome.before)
         if self._silence.rebuild:
             # Also after it is there again: what was due by then may still be applied in parts.
             outcome = heard(outcome, self._silence, batch, segmenter.number)

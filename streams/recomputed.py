@@ -225,7 +225,7 @@ class Recomputation:
             self.seen = np.concatenate([self.seen, np.zeros(missing, dtype=np.bool_)])
         outcome = step.outcome
         if outcome.erased:
-            self.seen[np.setdiff1d(outcome.touched, outcome.dirty)] = False
+            self.seen[np.setdiff1d(outcome.before.rows, outcome.dirty)] = False
 
     def policies(self, upto: int) -> int:
         """How many policies have been activated up to an activation's number."""

@@ -1,8 +1,8 @@
-"""SegmentCounts: customers, revenue and orders of every segment, kept row by row."""
+"""SegmentCounts: customers, revenue and orders of every segment, kept by the rows that change."""
 
 import numpy as np
 
-from models.counts import Count, SegmentCounts
+from models.counts import Count, SegmentCounts, Standing
 from models.table import NO_LABEL, CustomerTable
 from tests.unit.build import Feeder, at, erasure, make_policy, purchase, refund, signup
 
@@ -15,9 +15,10 @@ def counted() -> tuple[CustomerTable, SegmentCounts]:
     table = CustomerTable(POLICY)
     counts = SegmentCounts(table)
     rows = table.place(["a", "b", "c"])
+    before = Standing.of(table, rows)
     table.label[rows] = [[NEW, LAPSED], [NEW, REGULAR], [NO_LABEL, NO_LABEL]]
     table.gross[rows], table.refunded[rows], table.orders[rows] = [100, 50, 7], [30, 90, 0], [2, 1, 5]
-    counts.update(table, rows)
+    counts.update(table, before)
     return table, counts
 
 
@@ -50,8 +51,9 @@ def test_a_retired_segment_is_counted_while_rows_bear_it() -> None:
     table.label[0, 0] = table.label_code(0, "dormant")
     counts = SegmentCounts(table)
     assert sizes(counts, "one") == {"new": (1, -40, 1), "dormant": (1, 70, 2)}
+    before = Standing.of(table, np.array([0]))
     table.label[0, 0] = LAPSED
-    counts.update(table, np.array([0]))
+    counts.update(table, before)
     assert sizes(counts, "one") == {"new": (1, -40, 1), "lapsed": (1, 70, 2)}
 
 
@@ -61,31 +63,25 @@ def test_sizes_of_shards_add_up() -> None:
 
 
 def test_a_row_counts_as_it_is_now() -> None:
-    """After an update a row counts with its present label and revenue only, however often it is updated."""
+    """After an update a row counts with its present label and revenue only; if nothing changes, nothing does."""
     table, counts = counted()
+    before = Standing.of(table, np.array([0]))
     table.label[0] = [REGULAR, NO_LABEL]
     table.gross[0], table.orders[0] = 130, 3
-    for _ in range(2):
-        counts.update(table, np.array([0]))
+    counts.update(table, before)
+    counts.update(table, Standing.of(table, np.array([0, 1, 2])))
     assert sizes(counts, "one") == {"new": (1, -40, 1), "regular": (1, 100, 3)}
     assert sizes(counts, "two") == {"regular": (1, -40, 1)}
-
-
-def test_rows_that_were_not_updated_keep_their_count() -> None:
-    """A change that no update was told of is not counted yet."""
-    table, counts = counted()
-    table.label[[0, 1], 0] = LAPSED
-    counts.update(table, np.array([1]))
-    assert sizes(counts, "one") == {"new": (1, 70, 2), "lapsed": (1, -40, 1)}
 
 
 def test_the_table_may_grow() -> None:
     """Rows beyond those seen before are counted like any other."""
     table, counts = counted()
     rows = table.place([f"n{i}" for i in range(3000)])
+    before = Standing.of(table, rows)
     table.label[rows] = POTENTIAL
     table.gross[rows] = 2
-    counts.update(table, rows)
+    counts.update(table, before)
     assert sizes(counts, "one") == {"new": (2, 30, 3), "potential": (3000, 6000, 0)}
     assert sizes(counts, "two") == {"potential": (3000, 6000, 0), "regular": (1, -40, 1), "lapsed": (1, 70, 2)}
 

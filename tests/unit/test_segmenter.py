@@ -503,7 +503,7 @@ def test_deadlines_that_were_told_before_are_history(shard: Feeder) -> None:
 def test_a_batch_of_ticks_moves_time_only(shard: Feeder) -> None:
     """Ticks touch no row, but time passes with them and is stored."""
     step = shard.step([tick(at(1)), tick(at(5)), tick(at(3))])
-    assert (len(step.outcome.touched), step.outcome.published, step.commit.entry) == (0, [], None)
+    assert (len(step.outcome.before.rows), step.outcome.published, step.commit.entry) == (0, [], None)
     assert shard.processor.time == at(5)
     assert shard.store.header(0).time == at(5)
 
