@@ -118,6 +118,7 @@ class CustomerTable:
             }.items()
             for column in [getattr(self, name)]
         }  # fmt: skip
+        self._not_zero = [name for name, blank in self._blank.items() if blank != 0]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -152,8 +153,9 @@ class CustomerTable:
         self.customer.extend(customers[len(freed) :])
         if len(self.customer) > len(self.orders):
             self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
-        # Not sooner: memory costs most when it is written for the first time.
-        self.clear(slice(first, len(self.customer)))
+        # Not sooner, and no zeros: memory costs most when it is written for the first time.
+        for name in self._not_zero:
+            getattr(self, name)[first : len(self.customer)] = self._blank[name]
         numbers = [*freed, *range(first, len(self.customer))]
         self.index.update(zip(customers, numbers, strict=True))
         rows = np.array(numbers, dtype=np.int64)
@@ -181,7 +183,7 @@ class CustomerTable:
             labels.append(text)
         return labels.index(text)
 
-    def clear(self, rows: Rows | slice) -> None:
+    def clear(self, rows: Rows) -> None:
         """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
         for name, blank in self._blank.items():
             getattr(self, name)[rows] = blank
@@ -259,7 +261,7 @@ class CustomerTable:
 
 
 def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
-    """The column with room for so many rows; what is added is no memory yet."""
+    """The column with room for so many rows, zero beyond those that it has, which takes no memory yet."""
     grown = np.zeros((size, *column.shape[1:]), dtype=column.dtype)
     grown[: len(column)] = column
     return grown
