@@ -138,7 +138,7 @@ def layout_of(table: CustomerTable) -> Layout:
 
 @lru_cache
 def _whole(head: np.dtype[Any], remembered: int) -> np.dtype[Any]:
-    """A row's fixed fields with room for as many event ids as are remembered."""
+    """A row's fixed fields with room for so many remembered event ids."""
     return np.dtype([("head", head), ("ids", "<u8", (remembered,))])
 
 
@@ -190,7 +190,7 @@ def unpack(stored: Sequence[tuple[str, bytes]], layouts: Mapping[int, Layout]) -
             raise StateError(f"the row of customer {customers[0]!r} has a layout that is not stored; restore the store")
         fixed, sizes = layout.head.itemsize, np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         most = max(1, -(-(int(sizes.max()) - fixed) // 8))
-        whole = np.dtype([("head", layout.head), ("ids", "<u8", (most,))])
+        whole = _whole(layout.head, most)
         data = b"".join(map(bytes.ljust, rows, repeat(whole.itemsize), repeat(b"\0")))
         packed = np.frombuffer(data, dtype=whole)
         damaged = np.flatnonzero(sizes != fixed + 8 * packed["head"]["seen"].astype(np.int64))

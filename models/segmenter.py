@@ -147,6 +147,11 @@ class Segmenter:
                 table.deadline[rows, column] = np.where(moved, due, later)
         table.note_deadlines(rows)
 
+    def _foresee(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> None:
+        """Note when the rows' labels, as they are from ``at`` on, may move next without an event, if ever."""
+        if d in self._moving:
+            table.deadline[rows, table.deadline_of[d]] = self._next_deadline(table, rows, d, at)
+
     def _next_deadline(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> Instants:
         """When time alone may move the rows' labels next, not before ``at`` nor within the dimension's dwell."""
         deadline = self.dimensions[d].deadline(table, rows, at)
@@ -214,8 +219,7 @@ class Segmenter:
             cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
             effective = np.where(late, np.maximum(t, previous), occurred)
             self._move(table, r, d, label, cause, effective, effective, p, p, work)
-        if d in self._moving:
-            table.deadline[rows, table.deadline_of[d]] = self._next_deadline(table, rows, d, times)
+        self._foresee(table, rows, d, times)
         return len(moved) > 0
 
     def _pass_due(self, table: CustomerTable, instant: int, most: int | None, work: Work) -> None:
@@ -268,8 +272,7 @@ class Segmenter:
                     self._move(
                         table, rows[m], d, after[differs], cause, effective, soonest[m] + 1, decided[m], none, work
                     )
-                if d in self._moving:
-                    table.deadline[r, table.deadline_of[d]] = self._next_deadline(table, r, d, at + 1)
+                self._foresee(table, r, d, at + 1)
             table.note_deadlines(rows)
             work.show_labels(table, found)
 

@@ -302,7 +302,7 @@ class WireWriter:
 
 @lru_cache
 def _parts(dimension: str, labels: tuple[str, ...]) -> list[str]:
-    """How a snapshot says that a customer has each of a dimension's labels, and last, where -1 finds it, none."""
+    """How ``segments`` says that a customer has each of a dimension's labels, and last, where -1 finds it, none."""
     return [f'"{dimension}":{_json(label)}' for label in (*labels, None)]
 
 
