@@ -1,5 +1,7 @@
 """What only a real Kafka does: topics that are missing or made wrong, deleted records, a broker that restarts."""
 
+import asyncio
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from streams.errors import PublishRefused
 from streams.generator import Population, generate
+from streams.kafka.publisher import KafkaPublisher, OutputTopics
 from streams.replay import replay
 from tests.support.commands import Worker, eventually, output_of, segmenter
 from tests.support.fleet import fleet
@@ -102,6 +106,24 @@ def test_a_session_timeout_that_kafka_refuses(settings: dict[str, str]) -> None:
     said = _fails({**settings, "SEGMENTER_SESSION_TIMEOUT": "2", "SEGMENTER_STALL_AFTER": "8"}, "worker")
     assert said.count("segmenter: ") == 1
     assert "SEGMENTER_SESSION_TIMEOUT" in said.partition("segmenter: ")[2]
+
+
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_one_message_of_many_that_kafka_refuses(kafka: RealKafka, place: int) -> None:
+    """It is told, wherever it is: the acknowledgement of the last message on a partition stands for all before it."""
+    topic = f"refused-{place}"
+    admin = AdminClient({"bootstrap.servers": kafka.address})
+    for created in admin.create_topics([NewTopic(topic, 3, 1, config={"max.message.bytes": "20000"})]).values():
+        created.result(10)
+    publisher = KafkaPublisher({"bootstrap.servers": kafka.address}, OutputTopics("-", topic, "-", "-"))
+    fine: dict[str, bytes | None] = {f"c{number}": b"{}" for number in range(1000)}
+    asyncio.run(asyncio.wait_for(publisher.publish_snapshots(fine), 30))
+    large = {**fine, f"c{place}": random.Random(place).randbytes(60_000)}
+    with pytest.raises(PublishRefused, match=r"Kafka refused a message for good: .*size too large"):
+        asyncio.run(asyncio.wait_for(publisher.publish_snapshots(large), 30))
+    with pytest.raises(PublishRefused):
+        asyncio.run(asyncio.wait_for(publisher.publish_snapshots({"c1": b"{}"}), 30))
+    publisher.close()
 
 
 def _history() -> list[dict[str, Any]]:

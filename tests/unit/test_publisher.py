@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from models.batch import Reader, Refusal, read
 from models.changes import dead_letter
 from models.clusters import Settings
 from models.instants import FOREVER
+from models.partitioner import partition_of
 from streams.commit import OutboxEntry
 from streams.embedded.broker import EmbeddedBroker
 from streams.errors import PublishRefused
@@ -41,6 +43,10 @@ class FakeProducer:
         self.config = config
         self.messages: list[Message] = []
         self.purged = False
+        #: How many partitions every topic has; 0 if the broker does not say.
+        self.partitions = 4
+        #: The messages of whose delivery it is to tell.
+        self.told: list[Message] = []
         #: How often the queue is full first; what produce raises or a delivery reports, by message.
         self.full = 0
         self.raises: dict[int, KafkaException] = {}
@@ -60,7 +66,7 @@ class FakeProducer:
         key: bytes | None,
         partition: int,
         *,
-        on_delivery: Callable[..., None],
+        on_delivery: Callable[..., None] | None,
         headers: list[tuple[str, bytes]],
     ) -> None:
         self.before(len(self.messages))
@@ -73,10 +79,18 @@ class FakeProducer:
             self.messages.append(message)
             if number in self.raises:
                 raise self.raises[number]
+            if on_delivery is None:
+                return
+            self.told.append(message)
             if not self.eager:
                 self._undelivered.append((on_delivery, self.errors.get(number)))
         if self.eager:
             on_delivery(self.errors.get(number), None)
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        if not self.partitions:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=dict.fromkeys(range(self.partitions)))})
 
     def poll(self, timeout: float) -> int:
         with self._lock:
@@ -91,7 +105,7 @@ class FakeProducer:
         """What a poll does that finds nothing."""
         threading.Event().wait(0.0005)
 
-    def purge(self, *, blocking: bool = True) -> None:
+    def purge(self, *, in_flight: bool = True, blocking: bool = True) -> None:
         self.purged = True
         with self._lock:
             purged = KafkaError(KafkaError._PURGE_QUEUE)
@@ -108,7 +122,7 @@ def publisher(monkeypatch: pytest.MonkeyPatch) -> Iterator[KafkaPublisher]:
 
 
 def producer_of(publisher: KafkaPublisher) -> FakeProducer:
-    producer = publisher._producer
+    producer = publisher._client.producer
     assert isinstance(producer, FakeProducer)
     return producer
 
@@ -365,11 +379,61 @@ def test_the_event_loop_does_not_wait_for_another_thread(publisher: KafkaPublish
     run(scenario)
 
 
-def test_a_full_queue_is_waited_for(publisher: KafkaPublisher) -> None:
-    """librdkafka's queue may be full for a while; nothing is lost or sent twice."""
-    producer_of(publisher).full = 5
-    made = messages(publisher, entry(purchase("a", "1", at(0)), purchase("b", "2", at(0))))
-    assert [message["key"] for message in made] == [b"a", b"b", b"a", b"b"]
+@pytest.mark.parametrize("customers", [2, 300])
+def test_a_full_queue_is_waited_for(publisher: KafkaPublisher, customers: int) -> None:
+    """librdkafka's queue may be full for a while, at once or in the middle; nothing is lost or sent twice."""
+    producer = producer_of(publisher)
+    producer.full = 5
+
+    def full(number: int) -> None:
+        if number == 250 and not producer.full:
+            producer.before = lambda number: None
+            raise BufferError("Local: Queue full")
+
+    producer.before = full
+    names = [f"c{i}" for i in range(customers)]
+    made = messages(publisher, entry(*(purchase(name, name, at(0)) for name in names)))
+    assert [message["key"] for message in made] == [name.encode() for name in [*names, *names]]
+
+
+def test_of_many_messages_the_last_of_each_partition_tells_that_all_are_there(publisher: KafkaPublisher) -> None:
+    """Each is sent to the partition of its key; to be told of every one would take as long as to send it."""
+    producer = producer_of(publisher)
+    made = [entry(*(purchase(f"{part}{i}", f"{part}{i}", at(0)) for i in range(60))) for part in "ab"]
+    found = messages(publisher, *made)
+    assert [message["partition"] for message in found] == [partition_of(message["key"], 4) for message in found]
+    # 120 messages an entry: changes, then snapshots, with all four partitions among each.
+    assert len(producer.told) == 16
+    for start in range(0, 240, 60):
+        last = {message["partition"]: message["key"] for message in found[start : start + 60]}
+        told = {message["partition"]: message["key"] for message in producer.told[start // 15 : start // 15 + 4]}
+        assert told == last
+
+
+def test_what_is_withheld_is_no_last_message(publisher: KafkaPublisher) -> None:
+    """Nobody would tell of it."""
+    changes = entry(*(purchase(f"c{i}", f"{i}", at(0)) for i in range(60))).changes
+    producer_of(publisher).partitions = 1
+    messages(publisher, OutboxEntry("1-t", changes, (), tuple(range(30, 60))))
+    assert [(each["topic"], each["key"]) for each in producer_of(publisher).told] == [
+        ("out.changes", b"c29"),
+        ("out.snapshots", b"c59"),
+    ]
+
+
+def test_while_the_broker_does_not_say_how_many_partitions_there_are(publisher: KafkaPublisher) -> None:
+    """librdkafka finds them by the keys, and tells of every message."""
+    producer_of(publisher).partitions = 0
+    found = messages(publisher, entry(*(purchase(f"c{i}", f"{i}", at(0)) for i in range(60))))
+    assert {message["partition"] for message in found} == {-1}
+    assert len(producer_of(publisher).told) == len(found) == 120
+
+
+def test_letters_and_draws_are_told_of_each(publisher: KafkaPublisher) -> None:
+    """Letters have no key by which to find their partition."""
+    letters = [letter_of(Rec(b"x", b"k", place)) for place in range(60)]
+    found = messages(publisher, OutboxEntry("1-t", (), letters, (), (), values(recorded(1, sample=40))))
+    assert producer_of(publisher).told == found
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -451,6 +515,7 @@ def test_the_producer_neither_loses_nor_doubles_nor_reorders(publisher: KafkaPub
     config = producer_of(publisher).config
     assert config["bootstrap.servers"] == "kafka:9092"
     assert config["enable.idempotence"] is True
+    assert config["enable.gapless.guarantee"] is True
     assert config["message.timeout.ms"] == 0
     assert config["partitioner"] == "murmur2_random"
 
@@ -473,8 +538,8 @@ def test_what_is_on_its_way_when_a_shard_is_given_away_is_purged(publisher: Kafk
         await asyncio.wait_for(staying, 5)
 
     asyncio.run(scenario())
-    assert [message["key"] for message in on(TOPICS.changes, producer.messages)].count(b"b") == 2
-    assert [message["key"] for message in on(TOPICS.changes, producer.messages)].count(b"a") == 1
+    assert [message["key"] for message in on(TOPICS.changes, producer.messages)] == [b"a", b"b"]
+    assert [message["key"] for message in on(TOPICS.changes, producer_of(publisher).messages)] == [b"b"]
 
 
 def test_a_purge_in_the_middle_keeps_the_order(publisher: KafkaPublisher) -> None:
@@ -500,32 +565,40 @@ def test_a_purge_in_the_middle_keeps_the_order(publisher: KafkaPublisher) -> Non
 
     asyncio.run(scenario())
     keys = [message["key"] for message in on(TOPICS.changes, producer.messages)]
-    assert keys == [b"a", b"b", b"c", b"b", b"c", b"d", b"e"]
-    assert len(producer.messages) == 2 + 3 + 8
+    assert keys == [b"a", b"b", b"c"]
+    again = producer_of(publisher).messages
+    assert [message["key"] for message in on(TOPICS.changes, again)] == [b"b", b"c", b"d", b"e"]
+    assert (len(producer.messages), len(again)) == (2 + 3, 8)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_purges_of_one_shard_keep_the_order_of_another(seed: int) -> None:
     """With librdkafka itself: repeats left out, everything comes in its order, however often a shard is given away."""
-    rng, sent, chunk = random.Random(seed), 0, 200
+    rng, sent, chunk, left = random.Random(seed), 0, 200, 0
     with EmbeddedBroker() as broker:
         broker.create_topics(["mine", TOPICS.snapshots])
         publisher = KafkaPublisher({"bootstrap.servers": broker.address}, TOPICS)
 
         async def leave() -> None:
+            nonlocal left
             while True:
+                await asyncio.sleep(0.05)  # a new connection takes less
+                before = publisher._client
                 leaving = asyncio.create_task(publisher.publish_snapshots({f"z{i}": b"" for i in range(50)}))
-                await asyncio.sleep(rng.random() * 0.01)
+                await asyncio.sleep(rng.random() * 0.001)
                 leaving.cancel()
                 await asyncio.gather(leaving, return_exceptions=True)
+                left += publisher._client is not before
 
         async def scenario() -> None:
             nonlocal sent
             others = asyncio.create_task(leave())
-            while publisher._purges < 100:
-                part = [("mine", b"k", b"%d" % number, [], 0) for number in range(sent, sent + chunk)]
+            while left < 10:
+                end = sent + chunk
+                part = [("mine", b"k", b"%d" % number, [], 0, number == end - 1) for number in range(sent, end)]
                 await publisher._deliver(lambda part=part: part, few=rng.random() < 0.5)  # type: ignore[misc]
-                sent += chunk
+                sent = end
+                await asyncio.sleep(rng.random() * 0.01)  # the embedded broker does not keep very much
             others.cancel()
             await asyncio.gather(others, return_exceptions=True)
 
