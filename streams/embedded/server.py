@@ -12,6 +12,7 @@ server runs unguarded. One limit: a child which this process forks without ``exe
 pipe too, so the server waits for it.
 """
 
+import contextlib
 import os
 import random
 import select
@@ -43,7 +44,7 @@ class ServerStartError(RuntimeError):
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Return ``count`` different loopback ports which nobody listens on at this moment.
+    """Return ``count`` different loopback ports which nobody listens on or holds at this moment.
 
     They lie below the range the kernel hands out to outgoing connections. A port from that range can be
     lost while its server is down: a client which keeps retrying to connect may be given the very port as
@@ -55,7 +56,7 @@ def free_ports(count: int) -> tuple[int, ...]:
         if len(chosen) == count:
             break
         port = random.randrange(_LOWEST_PORT, ceiling)
-        if _can_bind(port):
+        if _can_bind(port, shared=False):
             chosen.add(port)
     else:
         raise OSError(f"found no {count} free ports between {_LOWEST_PORT} and {ceiling}")
@@ -71,15 +72,38 @@ def _ephemeral_start() -> int:
     return start if start >= _LOWEST_PORT + 1000 else _USUAL_EPHEMERAL_START
 
 
-def _can_bind(port: int) -> bool:
-    """Try it as the servers do, who take a port which only old connections still linger on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
+def _can_bind(port: int, *, shared: bool = True) -> bool:
+    """Try it; servers share a port with who holds it and with old connections that linger on it."""
+    try:
+        _bound(port, shared=shared).close()
+    except OSError:
+        return False
     return True
+
+
+def _bound(port: int, *, shared: bool) -> socket.socket:
+    """A socket on a port, on which it does not listen. Raises OSError."""
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
+        bound.bind((LOOPBACK, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _hold(ports: Sequence[int]) -> contextlib.ExitStack:
+    """Keep ports from being chosen by others while their server is down; until it is closed.
+
+    Only Linux lets a server listen on a port that is held like this.
+    """
+    held = contextlib.ExitStack()
+    for port in ports if sys.platform == "linux" else ():
+        # Whoever was faster is seen when the server starts.
+        with contextlib.suppress(OSError):
+            held.enter_context(_bound(port, shared=True))
+    return held
 
 
 class OwnedProcess:
@@ -159,6 +183,7 @@ class LoopbackServer(ABC):
     def __init__(self) -> None:
         self._home: tempfile.TemporaryDirectory[str] | None = None
         self._ports: tuple[int, ...] = ()
+        self._held = contextlib.ExitStack()
         self._process: OwnedProcess | None = None
 
     @abstractmethod
@@ -228,6 +253,7 @@ class LoopbackServer(ABC):
             try:
                 self._home = tempfile.TemporaryDirectory(prefix=f"segmenter-{self.title.lower()}-")
                 self._ports = free_ports(self.port_count)
+                self._held = _hold(self._ports)
                 self._launch()
             except ServerStartError:
                 port_was_taken = not all(_can_bind(port) for port in self._ports)
@@ -266,6 +292,7 @@ class LoopbackServer(ABC):
         finally:
             if self._home is not None:
                 self._home.cleanup()
+            self._held.close()
             self._home = None
             self._ports = ()
 
