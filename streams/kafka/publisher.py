@@ -97,11 +97,10 @@ class _Delivery:
     def seal(self) -> None:
         """Everything has been handed over."""
         self._sealed = True
-        if len(self._told) == self.told_of:
-            self._wake()
+        self._wake_if_over()
 
     def refused(self, error: KafkaError) -> None:
-        """librdkafka has not taken a message."""
+        """librdkafka has not taken a message, or the broker has not."""
         self._error = self._error or error
 
     def fail(self, error: KafkaError) -> None:
@@ -116,8 +115,12 @@ class _Delivery:
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._error = self._error or error
+            self.refused(error)
         self._told.append(None)
+        self._wake_if_over()
+
+    def _wake_if_over(self) -> None:
+        # Told of early is not over: more may be handed over.
         if self._sealed and len(self._told) == self.told_of:
             self._wake()
 
