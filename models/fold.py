@@ -11,9 +11,7 @@ sums are exact, and so independent of order, while they fit the bits of a double
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from itertools import count
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,9 +62,9 @@ def codes_of(table: CustomerTable, batch: EventBatch) -> Codes:
     found: dict[str, NDArray[np.int32]] = {}
     bought = batch.kind == PURCHASE
     for name, texts in batch.attributes.items():
-        # Distinct texts as they come: what a nearly full dictionary still takes must not depend on hashes.
-        distinct: dict[str | None, int] = defaultdict(count().__next__)
-        place = np.fromiter(map(distinct.__getitem__, texts), dtype=np.int64, count=len(texts))
+        # As they come: what a nearly full dictionary still takes must not depend on where a batch was cut.
+        met = texts.met()
+        distinct, place = met.distinct, met.place
         if name in table.attributes:
             found[name] = _codes(table.values[name], distinct)[place]
         for tally in table.tallies:

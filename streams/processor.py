@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from models.batch import EventBatch, Reader, Record, Refusal, read
+from models.batch import EventBatch, Record, Refusal
 from models.changes import dead_letter
 from models.counts import Count, SegmentCounts
 from models.events import ROLES, Role
@@ -23,6 +23,7 @@ from models.instants import FOREVER, NEVER, Instants
 from models.outcome import Outcome, nothing
 from models.policy import Policy
 from models.population import Cutoffs, Summary, summary_of
+from models.records import Reader, read
 from models.rows import layout_of, load, pack, unpack
 from models.sampling import draw_of
 from models.table import AttributeValues, CustomerTable

@@ -9,8 +9,8 @@ import aiokafka
 import redis
 from aiokafka.structs import TopicPartition
 
-from models.batch import Reader, read
 from models.instants import FOREVER
+from models.records import Reader, read
 from streams import memory
 from streams.kafka.transport import FETCH_WAIT_MS
 from tests.bench.policies import shipped

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from models.batch import Reader, read
 from models.instants import FOREVER, SECOND, format_instant, parse
 from models.partitioner import partition_of
 from models.policy import parse_policy
+from models.records import Reader, read
 from streams.recorded import recorded_event
 from streams.replay import ReplayRecord
 from tests.faults.load import PARTITIONS, Load, Sent, replayed, sample, sent

@@ -28,6 +28,11 @@ LATER = 4_102_444_800_000
 Event = dict[str, Any]
 
 
+def texts_of(batch: EventBatch) -> dict[str, list[str | None]]:
+    """Each row's texts, by attribute."""
+    return {name: texts.column() for name, texts in batch.attributes.items()}
+
+
 def at(day: float, micros: int = 0) -> int:
     """The instant so many days, and microseconds, after day 0."""
     return START + round(day * DAY) + micros

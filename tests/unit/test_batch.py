@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import xxhash
 
-from models.batch import EventBatch, Reader, Refusal, merge_order, read, rounds
+from models.batch import EventBatch, Refusal, merge_order, rounds
 from models.events import Kind, Role
 from models.instants import FOREVER
 from models.policy import Policy
+from models.records import Reader, read
 from tests.unit.build import (
     DAY,
     LATER,
@@ -26,6 +27,7 @@ from tests.unit.build import (
     refund,
     signup,
     survey,
+    texts_of,
     tick,
 )
 
@@ -86,7 +88,7 @@ def test_columns_say_what_the_events_say() -> None:
     assert batch.event_id == ["e1", "e2", ""]
     assert batch.event_hash.tolist()[:2] == [xxhash.xxh3_64_intdigest(each) for each in (b"e1", b"e2")]
     assert batch.record == records
-    assert batch.attributes == {"country": ["DE", None, None], "channel": ["online", None, None]}
+    assert texts_of(batch) == {"country": ["DE", None, None], "channel": ["online", None, None]}
 
 
 def test_signups_profiles_and_surveys_share_a_topic() -> None:
@@ -104,7 +106,7 @@ def test_signups_profiles_and_surveys_share_a_topic() -> None:
     assert batch.customer == ["a", "b", "c"]
     assert batch.occurred_at.tolist() == [at(0), at(1), at(2)]
     assert batch.score.tolist() == [0, 0, 450]
-    assert batch.attributes == {"channel": ["web", "store", None], "family": [None, "single", None]}
+    assert texts_of(batch) == {"channel": ["web", "store", None], "family": [None, "single", None]}
     np.testing.assert_array_equal(batch.numbers["income"], [np.nan, 42_000, np.nan])
 
 
@@ -378,7 +380,7 @@ def test_unknown_fields_are_ignored() -> None:
     policy = make_policy(keep=["loyalty", "note", "category"])
     batch, refusals = read_events({**GOOD, **more}, reader=Reader(policy, 0, 1, FOREVER))
     assert refusals == []
-    assert batch.attributes == {"loyalty": [None], "note": [None], "category": ["home"]}
+    assert texts_of(batch) == {"loyalty": [None], "note": [None], "category": ["home"]}
 
 
 def test_optional_fields_may_be_null() -> None:
@@ -386,7 +388,7 @@ def test_optional_fields_may_be_null() -> None:
     nulls = dict.fromkeys(("country", "channel", "category", "attributes"))
     batch, refusals = read_events({**GOOD, **nulls}, {**GOOD, "attributes": {"country": None}})
     assert refusals == []
-    assert batch.attributes == {"country": [None, None], "channel": [None, None]}
+    assert texts_of(batch) == {"country": [None, None], "channel": [None, None]}
     batch, refusals = read_events({**signup("a", "e1", at(0)), **dict.fromkeys(nulls)}, role="signups")
     assert (len(batch), refusals) == (1, [])
 
@@ -400,7 +402,7 @@ def test_attributes_are_kept_as_text() -> None:
         reader=Reader(policy, 0, 1, FOREVER),
     )
     assert refusals == []
-    assert batch.attributes == {
+    assert texts_of(batch) == {
         "country": ["DE", "FR"],
         "vip": ["true", "false"],
         "age": ["41", str(10**30)],
@@ -413,7 +415,7 @@ def test_a_score_is_no_attribute() -> None:
     """Of an event's own fields only country, channel and category are attributes."""
     policy = make_policy(keep=["country", "score"], numbers=["points"])
     batch, _ = read_events(survey("a", "e1", at(0), 5, points=7), role="signups", reader=Reader(policy, 0, 1, FOREVER))
-    assert batch.attributes == {"country": [None], "score": [None]}
+    assert texts_of(batch) == {"country": [None], "score": [None]}
     np.testing.assert_array_equal(batch.numbers["points"], [np.nan])
 
 
@@ -431,7 +433,7 @@ def test_texts_that_are_tallied_are_read() -> None:
     policy = make_policy(keep=["mood", "channel"], more=more)
     event = purchase("a", "e1", at(0), category="home", channel="store", country="DE", attributes={"mood": "good"})
     batch, _ = read_events(event, reader=Reader(policy, 0, 1, FOREVER))
-    assert batch.attributes == {"mood": ["good"], "channel": ["store"], "category": ["home"]}
+    assert texts_of(batch) == {"mood": ["good"], "channel": ["store"], "category": ["home"]}
 
 
 NUMERIC = make_policy(numbers=["income", "birth_year"])
@@ -482,7 +484,7 @@ def test_what_is_no_number_is_refused_where_one_is_kept(value: Any) -> None:
 
 def test_no_event_has_the_hash_of_an_empty_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """0 marks an empty place among the remembered ids, so an id that hashes to 0 is told apart from it."""
-    monkeypatch.setattr("models.batch.xxhash.xxh3_64_intdigest", lambda _: 0)
+    monkeypatch.setattr("models.records.xxhash.xxh3_64_intdigest", lambda _: 0)
     batch, _ = read_events(GOOD)
     assert batch.event_hash.tolist() == [1]
 
@@ -492,7 +494,7 @@ def test_no_records_are_an_empty_batch() -> None:
     for role in ("signups", "purchases", "erasures"):
         batch, refusals = read(role, [], READER)
         assert (len(batch), refusals) == (0, [])
-        assert batch.attributes == {"country": [], "channel": []}
+        assert texts_of(batch) == {"country": [], "channel": []}
         batch, refusals = read(role, [], Reader(NUMERIC, 0, 1, FOREVER))
         assert [column.tolist() for column in batch.numbers.values()] == [[], []]
 
@@ -538,8 +540,9 @@ def same(one: EventBatch, other: EventBatch) -> None:
         left, right = getattr(one, name), getattr(other, name)
         assert left.dtype == right.dtype, name
         assert left.tolist() == right.tolist(), name
-    for name in ("customer", "event_id", "record", "attributes"):
+    for name in ("customer", "event_id", "record"):
         assert getattr(one, name) == getattr(other, name), name
+    assert texts_of(one) == texts_of(other)
     assert list(one.numbers) == list(other.numbers)
     for name, column in one.numbers.items():
         assert column.dtype == other.numbers[name].dtype, name
@@ -587,7 +590,7 @@ def test_take_and_concat_are_rows() -> None:
     part = whole.take(np.array([2, 0]))
     assert part.customer == ["c", "a"]
     assert part.amount.tolist() == [200, 0]
-    assert part.attributes == {"country": ["c", "a"], "channel": [None, None]}
+    assert texts_of(part) == {"country": ["c", "a"], "channel": [None, None]}
     assert part.numbers["income"].tolist() == [2, 0]
     same(EventBatch.concat([whole.take(np.array([0, 1])), whole.take(np.array([2, 3]))]), whole)
     assert EventBatch.concat([whole]) is whole
@@ -623,6 +626,6 @@ def test_a_policy_decides_what_is_kept() -> None:
     """A policy that keeps no attributes has batches without any."""
     policy: Policy = make_policy(keep=[])
     batch, _ = read_events({**GOOD, "country": "DE"}, reader=Reader(policy, 0, 1, FOREVER))
-    assert batch.attributes == {}
+    assert texts_of(batch) == {}
     assert batch.numbers == {}
     assert batch.occurred_at.tolist() == [at(1) - DAY]

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.batch import EventBatch, Reader, read, rounds
+from models.batch import EventBatch, rounds
 from models.events import ROLE_OF_KIND, ROLES
 from models.fold import LANDMARK, MOST_DOUBLINGS, Folded, codes_of, fold
 from models.instants import DAY, FOREVER, NEVER
 from models.money import LARGEST_TOTAL
 from models.policy import Policy
+from models.records import Reader, read
 from models.table import MOST_TALLIED, NO_VALUE, OTHER, CustomerTable
 from tests.unit.build import Event, at, erasure, make_policy, profile, purchase, record, refund, signup, survey, tick
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from models.batch import Reader, Refusal, read
+from models.batch import Refusal
 from models.events import ROLES, Role
 from models.instants import FOREVER
+from models.records import Reader, read
 from streams.commit import Range
 from streams.inbox import Batch, Beyond, Inbox
 from streams.processor import Clock

@@ -15,11 +15,12 @@ import pytest
 from aiokafka import codec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from models.batch import Reader, Refusal, read
+from models.batch import Refusal
 from models.changes import dead_letter
 from models.clusters import Settings
 from models.instants import FOREVER
 from models.partitioner import partition_of
+from models.records import Reader, read
 from streams.commit import OutboxEntry
 from streams.embedded.broker import EmbeddedBroker
 from streams.errors import PublishRefused

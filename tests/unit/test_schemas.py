@@ -9,10 +9,11 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
-from models.batch import Reader, Refusal, read
+from models.batch import Refusal
 from models.changes import DeadLetter, SegmentChanged, dead_letter
 from models.events import ROLE_OF_KIND, Role
 from models.instants import FOREVER
+from models.records import Reader, read
 from models.schemas import schemas
 from models.wire import Wire
 from streams.commit import OutboxEntry
