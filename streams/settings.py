@@ -96,7 +96,10 @@ class Settings(BaseSettings):
     http_token_file: Annotated[Path | None, Field(description="a file that holds SEGMENTER_HTTP_TOKEN instead")] = None
 
     # Pace
-    batch_size: Annotated[int, Field(ge=1, le=100_000, description="records folded into one commit, at most")] = 5000
+    batch_size: Annotated[
+        int,
+        Field(ge=1, le=100_000, description="records folded into one commit, or those of one fetch if they are more"),
+    ] = 10_000
     buffer_size: Annotated[
         int, Field(ge=1, le=10_000_000, description="fetched records of one partition that may wait")
     ] = 50_000
