@@ -67,11 +67,14 @@ class _Client:
             for delivery in list(self.waiting):
                 delivery.fail(error.args[0])
 
+    def purge(self) -> None:
+        """Drop what is not on the wire yet. To drop that, too, would be a gap, and librdkafka would say so."""
+        self.producer.purge(in_flight=False, blocking=_WAIT_FOR_PURGE)
+
     def give_up(self) -> None:
         """Nothing more goes out from here; whoever waits for it must send again."""
         self.given_up = True
-        # What is on the wire already is not purged, which would be a gap: librdkafka would say so on the terminal.
-        self.producer.purge(in_flight=False, blocking=_WAIT_FOR_PURGE)
+        self.purge()
         for delivery in self.waiting:
             delivery.give_up()
 
@@ -185,7 +188,7 @@ class KafkaPublisher:
         """Stop. What has not been acknowledged stays in the outbox."""
         self._open = False
         self._poller.join(timeout=1)
-        self._client.producer.purge()
+        self._client.purge()
 
     async def publish(self, entries: Sequence[OutboxEntry]) -> None:
         """See Publisher."""
