@@ -6,13 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.events import Role
 from models.instants import Instants
+
+#: So many different texts are not worth looking through.
+_FEW_TEXTS: Final = 16
 
 
 class Record(Protocol):
@@ -64,17 +67,18 @@ class Texts:
 
     def met(self) -> Texts:
         """The same column, whose different texts are in the order in which its rows have them first, and no others."""
-        rows = np.arange(len(self.place))
-        first = np.full(len(self.distinct), len(rows))
-        first[self.place[::-1]] = rows[::-1]
-        order = np.argsort(first)[: np.count_nonzero(first < len(rows))]
+        size = len(self.place)
+        first = np.full(len(self.distinct), size)
+        np.minimum.at(first, self.place, np.arange(size))
+        order = np.argsort(first)[: np.count_nonzero(first < size)]
         rank = np.empty(len(first), dtype=np.int64)
         rank[order] = np.arange(len(order))
         return Texts([self.distinct[place] for place in order.tolist()], rank[self.place])
 
     def take(self, positions: NDArray[np.int64]) -> Texts:
-        """The rows at ``positions``."""
-        return Texts(self.distinct, self.place[positions])
+        """The rows at ``positions``, without most texts that only others have: what waits is taken and joined again."""
+        taken = Texts(self.distinct, self.place[positions])
+        return taken.met() if len(self.distinct) > 2 * len(positions) + _FEW_TEXTS else taken
 
     @staticmethod
     def concat(parts: Sequence[Texts]) -> Texts:

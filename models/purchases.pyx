@@ -7,7 +7,7 @@ object of the known fields, each once and as expected, its texts without escapes
 CPython ends each ``bytes`` with a NUL, at which everything here stops, for no JSON has one: nothing is read beyond it.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,12 +31,17 @@ cdef enum:
     FIELDS
 
 cdef enum:
-    #: The fields before the country, as bits.
-    REQUIRED = 127
+    #: The fields that every purchase has, as bits.
+    REQUIRED = (1 << COUNTRY) - 1
     #: A double holds so many digits exactly.
     MOST_DIGITS = 15
     #: Python writes a smaller number with an exponent.
     MOST_DECIMALS = 4
+    #: Digits of an amount before and after the point, as in AMOUNT of models/events.py.
+    WHOLE = 13
+    DECIMALS = 6
+    #: Texts of a column that are found without making an object.
+    FIRST = 16
 
 
 cdef struct Span:
@@ -189,12 +194,12 @@ cdef bint _amount(Span text, int decimals, int64_t* minor) noexcept nogil:
     cdef Py_ssize_t i = 0, whole
     minor[0] = 0
     while i < text.size and _digit(text.at[i]):
-        if i == 13:
+        if i == WHOLE:
             return False
         minor[0] = minor[0] * 10 + text.at[i] - c"0"
         i += 1
     whole = i
-    if whole == 0 or (whole < text.size and (text.at[whole] != c"." or not 2 <= text.size - whole <= 7)):
+    if whole == 0 or (whole < text.size and (text.at[whole] != c"." or not 1 <= text.size - whole - 1 <= DECIMALS)):
         return False
     for i in range(whole + 1, text.size):
         if not _digit(text.at[i]):
@@ -246,6 +251,8 @@ cdef bint _instant(Span text, int64_t* instant) noexcept nogil:
         east = _two(p + 1) * 60 + _two(p + 4)
         east = -east if p[0] == c"-" else east
         p += 6
+    else:
+        return False
     if p != end:
         return False
     # The days since 1970 of a civil date, in years that begin in March: howardhinnant.github.io/date_algorithms.html
@@ -286,7 +293,7 @@ cdef class _Encoder:
 
     cdef list distinct
     cdef dict places
-    cdef Span[16] first
+    cdef Span[FIRST] first
     cdef int known
 
     def __init__(self):
@@ -306,7 +313,7 @@ cdef class _Encoder:
         place = self.places.setdefault(found, len(self.distinct))
         if place == len(self.distinct):
             self.distinct.append(found)
-            if self.known < 16:
+            if self.known < FIRST:
                 self.first[self.known] = text
                 self.known += 1
         return place
@@ -317,8 +324,8 @@ class Purchases(NamedTuple):
 
     ``amount`` is in minor units of the base currency; amounts at the positions of ``priced``, which says them and their
     currencies, are still to be converted. Of country, channel and category, ``texts`` has the different ones, and the
-    place of each row's among them. ``attributes`` has positions, and the JSON of the object there, which is still to be
-    validated.
+    place of each row's among them; some may be of odd rows only. ``attributes`` has positions, and the JSON of the object
+    there, which is still to be validated.
     """
 
     kind: np.ndarray

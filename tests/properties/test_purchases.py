@@ -27,13 +27,14 @@ amounts = st.sampled_from(
      1, 0, 12.5, 0.0001, 0.00001, 1e-5, 1e15, 10**13, 123456789012345, 0.1234, -1, -0.0, True]
 )  # fmt: skip
 DATES = r"[0-9]{4}-(0[0-9]|1[0-3])-([0-2][0-9]|3[0-2])T([01][0-9]|2[0-4]):[0-6][0-9]:[0-6][0-9]"
-ZONES = r"(\.[0-9]{1,10})?(Z|[+-][0-9]{2}:[0-6][0-9])"
+ZONES = r"(\.[0-9]{1,10})?(Z|[+-][0-9]{2}:[0-6][0-9])?"
 instants = st.from_regex(DATES + ZONES, fullmatch=True) | st.sampled_from(
     ["2024-01-01T00:00:00Z", "2024-01-01T00:00:00.1+05:30", "2024-01-01T00:00:00Z\n", "2024-01-01 00:00:00Z",
      "2024-01-01T00:00:00Z\n2024-01-01T00:00:00Z", "2024-02-30T00:00:00Z", "２024-01-01T00:00:00Z",
      "2024-02-29T23:59:59.9999999-23:59", "2023-02-29T00:00:00Z", "1900-02-29T00:00:00Z", "2000-02-29T00:00:00Z",
      "0000-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-00:01", "1969-12-31T23:59:59.999999Z",
-     "2024-01-01T00:00:00", "2024-01-01T00:00:00.Z", "2024-01-01T00:00:00+0530", "2024-01-01T00:00:00z"]
+     "2024-01-01T00:00:00", "2024-01-01T00:00:00.5", "2024-01-01T00:00:00.Z",
+     "2024-01-01T00:00:00+0530", "2024-01-01T00:00:00z"]
 )  # fmt: skip
 EXACT: list[dict[str, Any]] = [purchase("a", "p", at(0), country="DE"), refund("a", "r", at(1))]
 
@@ -74,6 +75,7 @@ def by_pydantic(value: bytes) -> dict[str, Any] | None:
 @settings(max_examples=3000)
 @given(st.lists(purchases_() | good | altered() | broken(), max_size=4))
 @example([b'{"kind":"purchase","kind":"refund"}'])
+@example([json.dumps({**EXACT[0], "occurred_at": "2024-01-01T00:00:00.5"}).encode()])
 def test_what_is_read_is_what_pydantic_says(values: list[bytes]) -> None:
     read = purchases(values, "USD")
     foreign = {i: (amount, currency) for i, amount, currency in read.priced}

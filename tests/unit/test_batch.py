@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from models.batch import EventBatch, Refusal, merge_order, rounds
+from models.batch import EventBatch, Refusal, Texts, merge_order, rounds
 from models.events import Kind, Role
 from models.instants import FOREVER
 from models.policy import Policy
@@ -594,6 +594,25 @@ def test_take_and_concat_are_rows() -> None:
     assert part.numbers["income"].tolist() == [2, 0]
     same(EventBatch.concat([whole.take(np.array([0, 1])), whole.take(np.array([2, 3]))]), whole)
     assert EventBatch.concat([whole]) is whole
+
+
+def test_texts_are_met_in_the_order_of_their_rows() -> None:
+    """A nearly full dictionary takes those that come first: the order is that of the rows, in columns of any length."""
+    column = [None if i % 7 == 0 else f"t{i * 7919 % 5003}" for i in range(20_000)]
+    texts = Texts.of(column).take(np.arange(len(column))[::-1])
+    met = texts.met()
+    assert met.distinct == list(dict.fromkeys(column[::-1]))
+    assert met.column() == texts.column() == column[::-1]
+
+
+def test_a_part_of_a_column_does_not_keep_all_of_its_texts() -> None:
+    """What waits in an inbox is taken and joined again and again."""
+    kept = Texts.of([])
+    for fetch in range(100):
+        joined = Texts.concat([kept, Texts.of([f"{fetch}-{i}" for i in range(50)])])
+        kept = joined.take(np.arange(len(joined.place) - 3, len(joined.place)))
+    assert kept.column() == ["99-47", "99-48", "99-49"]
+    assert len(kept.distinct) < 100
 
 
 def test_merge_order_is_instant_then_role_then_offset() -> None:
