@@ -12,7 +12,8 @@ from aiokafka.structs import TopicPartition
 from models.instants import FOREVER
 from models.records import Reader, read
 from streams import memory
-from streams.kafka.transport import FETCH_WAIT_MS
+from streams.kafka.records import leave_records_plain
+from streams.kafka.transport import FETCH_BYTES, FETCH_WAIT_MS
 from tests.bench.policies import shipped
 from tests.bench.workload import PARTITIONS, PURCHASES
 
@@ -20,12 +21,14 @@ COUNTER = "consumed"
 
 
 async def purchases_consumer(broker: str) -> aiokafka.AIOKafkaConsumer:
-    """The consumer that Faust would use, with all partitions of the purchases and no group."""
+    """The consumer that the worker uses, with all partitions of the purchases and no group."""
+    leave_records_plain()
     consumer = aiokafka.AIOKafkaConsumer(
         bootstrap_servers=broker,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
         isolation_level="read_committed",
+        max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     await consumer.start()
