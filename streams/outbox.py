@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Commits that may wait for the broker before the shard itself waits.
 _MOST_WAITING: Final = 32
+#: Changes and other messages of these at most, some kilobyte each: of a backlog one commit may have tens of thousands.
+_MOST_MESSAGES: Final = 50_000
 #: Entries sent before the first of them must be acknowledged.
 _AT_ONCE: Final = 8
 
@@ -48,8 +50,10 @@ class Outbox:
         self._aside = aside
         self._queue: asyncio.Queue[_Item] = asyncio.Queue(_MOST_WAITING)
         self._task: asyncio.Task[None] | None = None
-        #: Commits whose messages the broker has not acknowledged yet.
+        #: Commits whose messages the broker has not acknowledged yet, and how many messages they have.
         self.pending = 0
+        self._messages = 0
+        self._room = asyncio.Event()
         #: When the broker last acknowledged something (monotonic seconds).
         self.last_progress = time.monotonic()
         #: What may have been published and has not been removed by us.
@@ -64,7 +68,7 @@ class Outbox:
         self._queue = asyncio.Queue(max(_MOST_WAITING, len(header.entries) + 1))
         self.published = {}
         self.published_time = NEVER
-        self.pending = 0
+        self.pending, self._messages = 0, sum(entry.size for entry in header.entries)
         # What is there still is published again. What another has removed may have been sent by us after it.
         there = {entry.id for entry in header.entries}
         self._unremoved = [entry for entry in self._unremoved if entry.id not in there]
@@ -87,7 +91,15 @@ class Outbox:
         self._task = None
 
     async def put(self, commit: ShardCommit, oldest: int | None) -> None:
-        """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record."""
+        """Publish a commit's entry, if it has one; ``oldest`` is the instant of its oldest record.
+
+        Waits while too much is waiting already; one entry always may.
+        """
+        size = commit.entry.size if commit.entry is not None else 0
+        while self._messages and self._messages + size > _MOST_MESSAGES:
+            self._room.clear()
+            await self._room.wait()
+        self._messages += size
         offsets = {role: covered.end for role, covered in commit.ranges.items()}
         await self._queue.put(_Item(commit.entry, offsets, commit.settled, oldest))
         self._count(1)
@@ -120,6 +132,8 @@ class Outbox:
                 if item.oldest is not None and item.entry is not None:
                     metrics.PUBLISH_LATENCY.observe(max(0.0, now - item.oldest / SECOND))
                 self._queue.task_done()
+            self._messages -= sum(entry.size for entry in entries)
+            self._room.set()
             self._count(-len(items))
 
     def _count(self, more: int) -> None:

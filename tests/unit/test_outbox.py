@@ -587,3 +587,24 @@ def test_snapshots_of_customers_who_have_moved() -> None:
         assert SNAPSHOT.validate_json(sent[mover] or b"")["segments"] == {"lifecycle": "new"}
 
     run(scenario)
+
+
+def test_messages_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard waits when too many messages do, though they are of few commits; one entry always may."""
+    monkeypatch.setattr("streams.outbox._MOST_MESSAGES", 2)
+
+    async def scenario(bench: Bench) -> None:
+        bench.outbox.start(bench.header)
+        await eventually(lambda: bench.outbox.pending == 0)
+        bench.publisher.block()
+        for customer in ("a", "b"):
+            await bench.outbox.put(bench.commit(customer), None)
+        third = asyncio.create_task(bench.outbox.put(bench.commit("c"), None))
+        await settle()
+        assert not third.done()
+        bench.publisher.release()
+        await third
+        await eventually(lambda: bench.published == ["a", "b", "c"])
+        await bench.outbox.stop(1.0)
+
+    run(scenario)
