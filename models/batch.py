@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import count
+from itertools import accumulate, count
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -83,9 +83,10 @@ class Texts:
     @staticmethod
     def concat(parts: Sequence[Texts]) -> Texts:
         """The rows of all."""
-        distinct: dict[str | None, int] = defaultdict(count().__next__)
-        places = [np.array([distinct[text] for text in part.distinct], dtype=np.int64)[part.place] for part in parts]
-        return Texts(list(distinct), np.concatenate(places))
+        known = Texts.of([text for part in parts for text in part.distinct])
+        starts = accumulate((len(part.distinct) for part in parts), initial=0)
+        places = [start + part.place for start, part in zip(starts, parts, strict=False)]
+        return Texts(known.distinct, known.place[np.concatenate(places)])
 
 
 @dataclass(frozen=True, slots=True)

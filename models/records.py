@@ -157,7 +157,7 @@ def _columns(role: Role, events: Sequence[Mapping[str, Any]], records: list[Reco
         score=score,
         event_id=_column(events, "event_id", ""),
         customer=_column(events, "customer_id", ""),
-        texts={name: Texts.of(_column(events, name)) for name in EVENT_TEXTS},
+        texts={name: Texts.of(_column(events, name)) for name in _kept(policy) if name in EVENT_TEXTS},
         carried=[(i, each) for i, event in enumerate(events) if (each := event.get("attributes"))],
     )
     return _batch(role, records, policy, columns)
