@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 install: $(READY)
 
-$(READY): requirements-dev.lock pyproject.toml setup.py models/purchases.pyx
+$(READY): requirements-dev.lock pyproject.toml setup.py models/customers.pyx models/purchases.pyx
 	@test -n "$(PYTHON)" || { echo "segmenter needs Python 3.11 or newer; name it: make PYTHON=/path/to/python3"; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
-"""The one module that is compiled. All else about the package is in pyproject.toml."""
+"""The modules that are compiled. All else about the package is in pyproject.toml."""
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("models.purchases", ["models/purchases.pyx"])])
+COMPILED = ("customers", "purchases")
+
+setup(ext_modules=[Extension(f"models.{name}", [f"models/{name}.pyx"]) for name in COMPILED])

@@ -87,16 +87,12 @@ def fold(table: CustomerTable, batch: EventBatch, positions: NDArray[np.int64], 
     ``codes`` are those that ``codes_of`` gave for the batch and this table.
     """
     hashes, kind = batch.event_hash[positions], batch.kind[positions]
-    seen = table.seen.take(rows, axis=0) == hashes[:, None]
-    # Most rounds have no duplicate at all, and to ask that first costs half as much.
-    duplicate = seen.any(axis=1) if seen.any() else np.zeros(len(rows), dtype=np.bool_)
+    duplicate = table.seen.has(rows, hashes)
     overflowed = ~duplicate & _overflows(table, kind, batch.amount[positions], rows)
     counted = ~(duplicate | overflowed)
     if not counted.all():
         positions, rows, hashes, kind = positions[counted], rows[counted], hashes[counted], kind[counted]
-    place = table.seen_count[rows] % table.seen.shape[1]
-    table.seen[rows, place] = hashes
-    table.seen_count[rows] += 1
+    table.seen.add(rows, hashes)
 
     changed = set()
     kinds = np.bincount(kind).nonzero()[0].tolist()
@@ -175,8 +171,7 @@ def _fold_text(table: CustomerTable, column: int, codes: NDArray[np.int32], rows
     present = codes != NO_VALUE
     if not present.all():
         codes, rows, occurred = codes[present], rows[present], occurred[present]
-    # Indexing a view of the column costs half of indexing rows and column at once.
-    value, value_at = table.value[:, column], table.value_at[:, column]
+    value, value_at = table.value[column], table.value_at[column]
     known, known_at = value[rows], value_at[rows]
     other = codes != known
     later = occurred > known_at
@@ -198,7 +193,7 @@ def _fold_number(
     if not len(present):
         return False
     numbers, rows, occurred = numbers[present], rows[present], occurred[present]
-    number, number_at = table.number[:, column], table.number_at[:, column]
+    number, number_at = table.number[column], table.number_at[column]
     known, known_at = number[rows], number_at[rows]
     later = (occurred > known_at) | ((occurred == known_at) & (numbers > known))
     number[rows], number_at[rows] = np.where(later, numbers, known), np.maximum(known_at, occurred)

@@ -257,7 +257,7 @@ class _AgeScale(_MovingScale):
 
 
 def _number(table: CustomerTable, rows: Rows, name: str) -> Floats:
-    values: Floats = table.number[rows, table.numbers.index(name)]
+    values: Floats = table.number[table.numbers.index(name)][rows]
     return values
 
 

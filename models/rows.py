@@ -144,24 +144,23 @@ def _whole(head: np.dtype[Any], remembered: int) -> np.dtype[Any]:
 
 def pack(table: CustomerTable, layout: Layout, rows: Rows) -> list[bytes]:
     """The rows as stored."""
-    remembered = table.seen.shape[1]
-    whole = _whole(layout.head, remembered)
+    whole = _whole(layout.head, table.seen.most)
     packed = np.zeros(len(rows), dtype=whole)
     head = packed["head"]
     head["layout"] = layout.id
-    for name in ("sequence", *_MEASURES, *_SINCE_2, "changed_at", "value", "value_at", "number", "number_at"):
+    for name in ("sequence", *_MEASURES, *_SINCE_2):
         head[name] = getattr(table, name)[rows]
+    for name in ("changed_at", "value", "value_at", "number", "number_at"):
+        for at, column in enumerate(getattr(table, name)):
+            head[name][:, at] = column[rows]
     label = table.label[rows]
     # A retired segment is stored as none: by now the row has moved out of it.
     head["label"] = np.where(label < [len(labels) for labels in layout.labels.values()], label, NO_LABEL)
     if table.tally:
         head["tally"] = np.concatenate([weights[rows] for weights in table.tally.values()], axis=1)
-    counts = np.minimum(table.seen_count[rows], remembered)
-    head["seen"] = counts
-    # Oldest first, so that a reader that keeps fewer ids keeps the latest.
-    first = np.where(table.seen_count[rows] > remembered, table.seen_count[rows] % remembered, 0)
-    order = (first[:, None] + np.arange(remembered)) % remembered
-    packed["ids"] = table.seen[rows[:, None], order]
+    head["seen"] = counts = table.seen.counts(rows)
+    # So that a reader that keeps fewer ids keeps the latest.
+    packed["ids"] = table.seen.oldest_first(rows)
     data = packed.tobytes()
     size, fixed = whole.itemsize, layout.head.itemsize
     ends = (np.arange(len(rows)) * size + fixed + 8 * counts).tolist()
@@ -213,7 +212,7 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
             f"the stored amounts are in {layout.currency}, the policy's base is {table.policy.money.base}; "
             "set money.base back, or start with another namespace and rebuild"
         )
-    rows = table.add(unpacked.customers)
+    rows = table.add(list(unpacked.customers))
     where = _where(rows)
     for name in ("sequence", *_MEASURES, *(_SINCE_2 if layout.format > 1 else ())):
         getattr(table, name)[where] = head[name]
@@ -221,27 +220,24 @@ def load(table: CustomerTable, unpacked: Unpacked, values: Mapping[str, Sequence
     for at, attribute in enumerate(layout.attributes):
         if attribute in table.attributes:
             a, remap = table.attributes.index(attribute), _remap(table.values[attribute], values.get(attribute, ()))
-            table.value[where, a] = remap[head["value"][:, at]]
-            table.value_at[where, a] = head["value_at"][:, at]
+            table.value[a][where] = remap[head["value"][:, at]]
+            table.value_at[a][where] = head["value_at"][:, at]
     for at, number in enumerate(layout.numbers):
         if number in table.numbers:
-            table.number[where, table.numbers.index(number)] = head["number"][:, at]
-            table.number_at[where, table.numbers.index(number)] = head["number_at"][:, at]
+            n = table.numbers.index(number)
+            table.number[n][where] = head["number"][:, at]
+            table.number_at[n][where] = head["number_at"][:, at]
     _load_tallies(table, rows, unpacked, values)
-    ids, counts, kept = unpacked.ids, head["seen"].astype(np.int64), table.seen.shape[1]
-    width = min(kept, ids.shape[1])
-    if (counts > kept).any():
-        newest = np.maximum(counts - kept, 0)[:, None] + np.arange(width)
-        ids = np.take_along_axis(ids, np.minimum(newest, ids.shape[1] - 1), axis=1)
-    table.seen[where, :width] = ids[:, :width]
-    table.seen_count[where] = np.minimum(counts, kept)
+    table.seen.load(rows, unpacked.ids, head["seen"].astype(np.int64))
     return rows
 
 
 def _load_labels(table: CustomerTable, where: Rows | slice, unpacked: Unpacked) -> None:
     stored, label, changed_at = unpacked.layout.labels, unpacked.head["label"], unpacked.head["changed_at"]
     if list(stored.items()) == [(name, each.labels) for name, each in table.policy.dimensions.items()]:
-        table.label[where], table.changed_at[where] = label, changed_at
+        table.label[where] = label
+        for d, column in enumerate(table.changed_at):
+            column[where] = changed_at[:, d]
         return
     for at, (name, texts) in enumerate(stored.items()):
         if name in table.dimensions:
@@ -250,7 +246,7 @@ def _load_labels(table: CustomerTable, where: Rows | slice, unpacked: Unpacked) 
             codes = [table.label_code(d, text) if i in borne else NO_LABEL for i, text in enumerate(texts)]
             recode = np.array([*codes, NO_LABEL], dtype=np.int16)
             table.label[where, d] = recode[label[:, at]]
-            table.changed_at[where, d] = changed_at[:, at]
+            table.changed_at[d][where] = changed_at[:, at]
 
 
 def _where(rows: Rows) -> Rows | slice:

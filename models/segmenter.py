@@ -122,7 +122,7 @@ class Segmenter:
             if dwell is not None:
                 held = (self.dimensions[d].label(table, rows, now) != table.label[rows, d]) & (deadline >= time)
                 deadline = np.where(held, np.maximum(self._held_until(table, rows, d, dwell), settled), deadline)
-            table.deadline[rows, table.deadline_of[d]] = deadline
+            table.deadline[table.deadline_of[d]][rows] = deadline
         self._relabel(table, rows[table.activation[rows] < self.number])
         table.note_deadlines(rows)
 
@@ -140,17 +140,17 @@ class Segmenter:
             if by_policy or self._scored[d]:
                 moved = dimension.label(table, rows, at) != table.label[rows, d]
                 due = at - 1
-                dwell, column = self._dwell[d], table.deadline_of[d]
+                dwell, deadline = self._dwell[d], table.deadline[table.deadline_of[d]]
                 if dwell is not None and not by_policy:
                     due = np.maximum(due, self._held_until(table, rows, d, dwell))
-                later = self._next_deadline(table, rows, d, at) if d in self._moving else table.deadline[rows, column]
-                table.deadline[rows, column] = np.where(moved, due, later)
+                later = self._next_deadline(table, rows, d, at) if d in self._moving else deadline[rows]
+                deadline[rows] = np.where(moved, due, later)
         table.note_deadlines(rows)
 
     def _foresee(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> None:
         """Note when the rows' labels, as they are from ``at`` on, may move next without an event, if ever."""
         if d in self._moving:
-            table.deadline[rows, table.deadline_of[d]] = self._next_deadline(table, rows, d, at)
+            table.deadline[table.deadline_of[d]][rows] = self._next_deadline(table, rows, d, at)
 
     def _next_deadline(self, table: CustomerTable, rows: Rows, d: int, at: Instants) -> Instants:
         """When time alone may move the rows' labels next, not before ``at`` nor within the dimension's dwell."""
@@ -164,7 +164,7 @@ class Segmenter:
     @staticmethod
     def _held_until(table: CustomerTable, rows: Rows, d: int, dwell: int) -> Instants:
         """The end of each row's dwell in a dimension. To have no label holds nobody."""
-        return np.where(table.label[rows, d] == NO_LABEL, NEVER, table.changed_at[rows, d] + dwell)
+        return np.where(table.label[rows, d] == NO_LABEL, NEVER, table.changed_at[d][rows] + dwell)
 
     def _round(
         self,
@@ -213,7 +213,7 @@ class Segmenter:
         moved = (after != table.label[rows, d]).nonzero()[0]
         if len(moved):
             p, r, t, label = positions[moved], rows[moved], times[moved], after[moved]
-            occurred, previous = batch.occurred_at[p], table.changed_at[r, d]
+            occurred, previous = batch.occurred_at[p], table.changed_at[d][r]
             # Late: an earlier change is overtaken, or time has already overtaken what the event did.
             late = (occurred < previous) | (dimension.label(table, r, occurred) != label)
             cause = np.where(late, LATE, _CAUSE_OF_KIND[batch.kind[p]]).astype(np.int8)
@@ -248,11 +248,11 @@ class Segmenter:
             decided = np.searchsorted(work.times, soonest, side="right")
             # Set anew for rows that were not yet labelled under the activation: it is what is due.
             renewed = (table.activation[rows] < self.number) & (soonest == self.since - 1)
-            columns = table.deadline[rows] == soonest[:, None]
-            table.deadline[rows[columns[:, -1]], -1] = FOREVER
+            columns = [deadline[rows] == soonest for deadline in table.deadline]
+            table.deadline[-1][rows[columns[-1]]] = FOREVER
             moved: dict[int, NDArray[np.bool_]] = {}
             for d, dimension in enumerate(self.dimensions):
-                affected = columns[:, table.deadline_of[d]]
+                affected = columns[table.deadline_of[d]]
                 for other in self._made_of[d]:
                     if other in moved:
                         affected = affected | moved[other]
@@ -282,16 +282,16 @@ class Segmenter:
         """Forget the rows' customers, publishing a change to no segment in each dimension that had one."""
         found = len(work.found)
         before = table.label[rows].copy()
-        changed_at, sequence = table.changed_at[rows].copy(), table.sequence[rows].copy()
+        changed_at, sequence = [each[rows] for each in table.changed_at], table.sequence[rows]
         quiet = (sequence > 0) & (before == NO_LABEL).all(axis=1)
-        work.silent.update(table.customer[row] for row in rows[quiet].tolist())
+        work.silent.update(table.index.names(rows[quiet]))
         table.clear(rows)
         table.sequence[rows] = sequence
         for d in range(len(self.dimensions)):
             had = (before[:, d] != NO_LABEL).nonzero()[0]
             r, p = rows[had], positions[had]
             table.label[r, d] = before[had, d]
-            effective = np.maximum(batch.occurred_at[p], changed_at[had, d])
+            effective = np.maximum(batch.occurred_at[p], changed_at[d][had])
             cause = _CAUSE_OF_KIND[batch.kind[p]]
             after = np.full(len(r), NO_LABEL, dtype=np.int16)
             self._move(table, r, d, after, cause, effective, effective, p, p, work)
@@ -314,7 +314,7 @@ class Segmenter:
         """Give the rows their new label and note the change, with the measures as they stand."""
         before = table.label[rows, dimension]
         table.label[rows, dimension] = after
-        table.changed_at[rows, dimension] = holds_from
+        table.changed_at[dimension][rows] = holds_from
         table.sequence[rows] += 1
         work.found.append(
             Changes(
@@ -351,7 +351,7 @@ class Segmenter:
         blank = table.is_blank(touched)
         gone, dirty = touched[blank], touched[~blank]
         table.activation[dirty] = self.number
-        erased = [table.customer[row] for row in gone.tolist()]
+        erased = table.index.names(gone)
         table.free(gone)
         forgotten = [customer for customer in erased if customer in work.silent]
         return Outcome(time, changes, published, before, dirty, erased, withheld, forgotten, overflowed)

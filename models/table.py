@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import repeat
 from typing import Any, Final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from models.columns import Column, RememberedIds, grown
+from models.customers import CustomerIndex
 from models.instants import FOREVER, NEVER
 from models.policy import Policy
 
@@ -20,6 +21,8 @@ NO_LABEL: Final = -1
 #: The attribute code of a value that was never seen.
 NO_VALUE: Final = -1
 OTHER: Final = "(other)"
+#: Codes that fit a byte.
+_BYTE_OF_CODES: Final = 128
 #: Distinct texts counted apart in one tally of a shard; all further ones count as "(other)".
 MOST_TALLIED: Final = 64
 #: Rows with the earliest deadlines that are found at once.
@@ -53,8 +56,8 @@ class CustomerTable:
     """Columns of customer state. Instants are int64 microseconds, money is in minor units of the base currency.
 
     Absent instants are NEVER in columns that keep the latest and FOREVER in columns that keep the earliest. The
-    columns are longer than the number of customers. ``score`` is the sum of survey scores in hundredths, a ``number``
-    that was never seen is NaN.
+    columns are longer than the number of customers; what no customer has takes no memory. ``score`` is the sum of
+    survey scores in hundredths, a ``number`` that was never seen is NaN.
 
     Each dimension that moves in time has a column of ``deadline``. All others share the last one: only another policy
     moves a customer there without an event. ``soonest`` is each row's earliest deadline.
@@ -75,99 +78,102 @@ class CustomerTable:
             **{name: AttributeValues(policy.attributes.max_values) for name in self.attributes},
             **{tally.name: AttributeValues(MOST_TALLIED) for tally in self.tallies},
         }
-        self.index: dict[str, int] = {}
-        self.customer: list[str] = []
+        #: Which row each customer has, and whose each row is.
+        self.index: Final = CustomerIndex()
+        #: Rows that are somebody's or have been.
+        self._used = 0
+        #: Rows that there is room for.
+        self.capacity = 0
         self._free: list[int] = []
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
         self._forget_due()
-        size, dims, attrs, numbers = 0, len(self.dimensions), len(self.attributes), len(self.numbers)
         #: XXH3-64 of each row's customer_id, by which customers are drawn (models/sampling.py).
-        self.identity = np.zeros(size, dtype=np.uint64)
-        self.signed_up_at = np.full(size, FOREVER, dtype=np.int64)
-        self.first_purchase_at = np.full(size, FOREVER, dtype=np.int64)
-        self.last_purchase_at = np.full(size, NEVER, dtype=np.int64)
-        self.orders = np.zeros(size, dtype=np.int64)
-        self.refunds = np.zeros(size, dtype=np.int64)
-        self.gross = np.zeros(size, dtype=np.int64)
-        self.refunded = np.zeros(size, dtype=np.int64)
-        self.surveys = np.zeros(size, dtype=np.int64)
-        self.score = np.zeros(size, dtype=np.int64)
+        self.identity = Column(0, np.uint64)
+        self.signed_up_at = Column(FOREVER)
+        self.first_purchase_at = Column(FOREVER)
+        self.last_purchase_at = Column(NEVER)
+        self.orders = Column(0, np.uint32)
+        self.refunds = Column(0, np.uint32)
+        self.gross = Column(0)
+        self.refunded = Column(0)
+        self.surveys = Column(0, np.uint32)
+        self.score = Column(0)
         #: The number of the activation under which the row was last labelled.
-        self.activation = np.zeros(size, dtype=np.int64)
-        self.sequence = np.zeros(size, dtype=np.int64)
-        self.label = np.full((size, dims), NO_LABEL, dtype=np.int16)
-        self.changed_at = np.full((size, dims), NEVER, dtype=np.int64)
-        self.deadline = np.full((size, len(moving) + 1), FOREVER, dtype=np.int64)
-        self.soonest = np.full(size, FOREVER, dtype=np.int64)
-        self.value = np.full((size, attrs), NO_VALUE, dtype=np.int32)
-        self.value_at = np.full((size, attrs), NEVER, dtype=np.int64)
-        self.number = np.full((size, numbers), np.nan, dtype=np.float64)
-        self.number_at = np.full((size, numbers), NEVER, dtype=np.int64)
+        self.activation = Column(0, np.uint32)
+        self.sequence = Column(0, np.uint32)
+        self.soonest = Column(FOREVER)
+        # A column for each dimension, attribute or number.
+        self.changed_at = [Column(NEVER) for _ in self.dimensions]
+        self.deadline = [Column(FOREVER) for _ in (*moving, None)]
+        self.value = [Column(NO_VALUE, np.int32) for _ in self.attributes]
+        self.value_at = [Column(NEVER) for _ in self.attributes]
+        self.number = [Column(np.nan, np.float64) for _ in self.numbers]
+        self.number_at = [Column(NEVER) for _ in self.numbers]
+        self._columns: Final = [
+            each
+            for columns in vars(self).values()
+            for each in (columns if isinstance(columns, list) else [columns])
+            if isinstance(each, Column)
+        ]
+        #: The label code of each row in each dimension; retired segments may need the wider type.
+        most = max(map(len, self.labels), default=0)
+        code = np.int8 if most <= _BYTE_OF_CODES else np.int16
+        self.label: NDArray[Any] = np.zeros((0, len(self.dimensions)), dtype=code)
         #: For each tally, the weight of each of its dictionary's texts; columns are added as texts are met.
-        self.tally = {tally.name: np.zeros((size, 1), dtype=np.float64) for tally in self.tallies}
-        self.seen = np.zeros((size, policy.events.remembered_ids), dtype=np.uint64)
-        self.seen_count = np.zeros(size, dtype=np.int64)
-        self._blank = {
-            name: column.dtype.type(fill)
-            for name, fill in {
-                "signed_up_at": FOREVER, "first_purchase_at": FOREVER, "last_purchase_at": NEVER, "orders": 0,
-                "refunds": 0, "gross": 0, "refunded": 0, "surveys": 0, "score": 0, "activation": 0, "sequence": 0,
-                "label": NO_LABEL, "changed_at": NEVER, "deadline": FOREVER, "soonest": FOREVER, "value": NO_VALUE,
-                "value_at": NEVER, "number": np.nan, "number_at": NEVER, "seen": 0, "seen_count": 0,
-            }.items()
-            for column in [getattr(self, name)]
-        }  # fmt: skip
-        self._not_zero = [name for name, blank in self._blank.items() if blank != 0]
+        self.tally = {tally.name: np.zeros((0, 1), dtype=np.float64) for tally in self.tallies}
+        self.seen = RememberedIds(policy.events.remembered_ids)
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
     def rows(self) -> Rows:
-        """The rows in use, in the order in which their customers arrived."""
-        return np.fromiter(self.index.values(), dtype=np.int64, count=len(self.index))
+        """The rows in use, ascending."""
+        return self.index.rows()
 
     def place(self, customers: Sequence[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
-        rows = np.fromiter(map(self.index.get, customers, repeat(-1)), dtype=np.int64, count=len(customers))
+        named = customers if isinstance(customers, list) else list(customers)
+        rows = self.index.find(named)
         unknown = (rows < 0).nonzero()[0]
         if len(unknown):
-            named = customers if len(unknown) == len(customers) else [customers[i] for i in unknown.tolist()]
+            named = named if len(unknown) == len(named) else [named[i] for i in unknown.tolist()]
             new = list(dict.fromkeys(named))
             added = self.add(new)
-            rows[unknown] = added if len(new) == len(named) else list(map(self.index.__getitem__, named))
+            rows[unknown] = added if len(new) == len(named) else self.index.find(named)
         return rows
 
     def reserve(self, customers: int) -> None:
         """Make room for so many customers at once, and a few more, instead of growing with them."""
-        if customers > len(self.orders):
+        if customers > self.capacity:
             self._grow(customers + customers // 64)
+            self.index.reserve(self.capacity)
 
-    def add(self, customers: Sequence[str]) -> Rows:
+    def add(self, customers: list[str]) -> Rows:
         """Blank rows for different customers who have none yet: rows that were freed first."""
         freed = [self._free.pop() for _ in range(min(len(self._free), len(customers)))]
-        for row, customer in zip(freed, customers, strict=False):
-            self.customer[row] = customer
-        first = len(self.customer)
-        self.customer.extend(customers[len(freed) :])
-        if len(self.customer) > len(self.orders):
-            self._grow(max(1024, len(self.customer) + len(self.customer) // 4))
-        # Not sooner, and no zeros: memory costs most when it is written for the first time.
-        for name in self._not_zero:
-            getattr(self, name)[first : len(self.customer)] = self._blank[name]
-        numbers = [*freed, *range(first, len(self.customer))]
-        self.index.update(zip(customers, numbers, strict=True))
-        rows = np.array(numbers, dtype=np.int64)
+        first, self._used = self._used, self._used + len(customers) - len(freed)
+        if self._used > self.capacity:
+            self._grow(max(1024, self._used + self._used // 4))
+        for column in self._columns:
+            column.append(first, self._used)
+        self.label[first : self._used] = NO_LABEL
+        rows = np.array([*freed, *range(first, self._used)], dtype=np.int64)
+        self.index.add(customers, rows)
         digests = map(xxhash.xxh3_64_intdigest, map(str.encode, customers))
         self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(customers))
         return rows
 
     def _grow(self, size: int) -> None:
-        for name in ("identity", *self._blank):
-            setattr(self, name, _grown(getattr(self, name), size))
+        used = min(self._used, self.capacity)
+        self.seen.resize(used, size)
+        for column in self._columns:
+            column.resize(used, size)
+        self.label = grown(self.label, used, size)
         for name, weights in self.tally.items():
-            self.tally[name] = _grown(weights, size)
+            self.tally[name] = grown(weights, used, size)
+        self.capacity = size
 
     def widen(self, tally: str, width: int) -> None:
         """Make room for at least ``width`` texts of a tally. Widths are powers of two: few layouts, few copies."""
@@ -181,34 +187,40 @@ class CustomerTable:
         labels = self.labels[dimension]
         if text not in labels:
             labels.append(text)
+            if len(labels) > _BYTE_OF_CODES:
+                self.label = self.label.astype(np.int16, copy=False)
         return labels.index(text)
 
     def clear(self, rows: Rows) -> None:
         """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
-        for name, blank in self._blank.items():
-            getattr(self, name)[rows] = blank
+        self.seen.clear(rows)
+        for column in self._columns:
+            if column is not self.identity:
+                column.clear(rows)
+        self.label[rows] = NO_LABEL
         for weights in self.tally.values():
             weights[rows] = 0
 
     def is_blank(self, rows: Rows) -> NDArray[np.bool_]:
         """Whether nothing is known about the rows' customers."""
-        nothing: NDArray[np.bool_] = self.seen_count[rows] == 0
-        return nothing
+        return ~self.seen.any(rows)
 
     def free(self, rows: Rows) -> None:
         """Give blank rows back, to be used for other customers."""
-        for row in rows.tolist():
-            del self.index[self.customer[row]]
-            self.customer[row] = ""
-            self._free.append(row)
+        self.index.remove(rows)
+        self._free += rows.tolist()
 
     def net(self, rows: Rows) -> NDArray[np.int64]:
         """Monetary: purchases less refunds, in minor units."""
-        return self.gross[rows] - self.refunded[rows]
+        net: NDArray[np.int64] = self.gross[rows] - self.refunded[rows]
+        return net
 
     def note_deadlines(self, rows: Rows) -> None:
         """Note that deadlines of ``rows`` have been set."""
-        soonest = self.deadline[rows].min(axis=1, initial=FOREVER)
+        soonest = np.full(len(rows), FOREVER, dtype=np.int64)
+        for deadline in self.deadline:
+            if not deadline.is_blank:
+                np.minimum(soonest, deadline[rows], out=soonest)
         self.soonest[rows] = soonest
         earliest = int(soonest.min(initial=FOREVER))
         self.earliest_deadline = min(self.earliest_deadline, earliest)
@@ -219,8 +231,8 @@ class CustomerTable:
         """Rows with a deadline before ``instant``."""
         if self.earliest_deadline >= instant:
             return np.empty(0, dtype=np.int64)
-        soonest = self.soonest[: len(self.customer)]
-        rows = (soonest < instant).nonzero()[0]
+        soonest = self.soonest[: self._used]
+        rows: Rows = (soonest < instant).nonzero()[0]
         if not len(rows):
             self.earliest_deadline = int(soonest.min(initial=FOREVER))
         return rows
@@ -258,10 +270,3 @@ class CustomerTable:
         """The instant before which no row has a deadline, at most ``instant``."""
         rows, others = self.next_due(instant, 1)
         return int(self.soonest[rows[0]]) if len(rows) else min(others, instant)
-
-
-def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
-    """The column with room for so many rows, zero beyond those that it has, which takes no memory yet."""
-    grown = np.zeros((size, *column.shape[1:]), dtype=column.dtype)
-    grown[: len(column)] = column
-    return grown

@@ -72,7 +72,7 @@ class Changes(NamedTuple):
         deadline = np.where(by_event, FOREVER, every.effective_at)
         # An event has one customer, so names decide only between those whom time moves at one instant.
         customer = np.zeros(len(every.row), dtype=np.int64)
-        names = [table.customer[row] for row in every.row[~by_event].tolist()]
+        names = table.index.names(every.row[~by_event])
         customer[~by_event] = np.unique(np.array(names), return_inverse=True)[1]
         order = np.lexsort((every.sequence, customer, deadline, by_event, every.decided))
         columns = [column[order] for column in every]
@@ -237,18 +237,17 @@ class WireWriter:
         history: NDArray[np.bool_],
     ) -> Iterator[tuple[str, str, str, str, str, str | None, str]]:
         """For each run of changes that differ in nothing but the move: what is the same in them."""
-        money, customers = self._policy.converter, table.customer
+        money = self._policy.converter
         orders, effective_at = changes.orders[starts], changes.effective_at[starts]
         last = np.where(orders > 0, changes.last_purchase_at[starts], 0)
         columns = zip(
-            changes.row[starts].tolist(), changes.cause[starts].tolist(), changes.event[starts].tolist(),
+            table.index.names(changes.row[starts]), changes.cause[starts].tolist(), changes.event[starts].tolist(),
             effective_at.tolist(), format_column(effective_at), _repeated(times[changes.decided[starts]]),
             history[starts].tolist(), orders.tolist(), changes.net[starts].tolist(),
             np.maximum((effective_at - last) // DAY, 0).tolist(), self._segments(table, changes.segments[starts]),
             strict=True,
         )  # fmt: skip
-        for row, cause, position, instant, effective, decided, told, orders, net, days, segments in columns:
-            customer = customers[row]
+        for customer, cause, position, instant, effective, decided, told, orders, net, days, segments in columns:
             if position != NO_EVENT:
                 source, event = f"event:{events[position]}", quoted(events[position])
             else:

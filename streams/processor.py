@@ -335,7 +335,7 @@ class BatchProcessor:
         if outcome.published or letters or outcome.forgotten or draws:
             name = f"{self._next_commit}-{self.token}"
             entry = OutboxEntry(name, outcome.published, letters, outcome.withheld, outcome.forgotten, draws)
-        customers = [table.customer[row] for row in outcome.dirty.tolist()]
+        customers = table.index.names(outcome.dirty)
         layout = layout_of(table)
         # An equal one knows its text and its columns already.
         if layout != self._layout:

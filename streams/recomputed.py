@@ -220,7 +220,7 @@ class Recomputation:
         if table is not self._table:
             # Loaded again under another policy: its rows lie elsewhere.
             self._table, self.seen = table, np.zeros(0, dtype=np.bool_)
-        missing = len(table.orders) - len(self.seen)
+        missing = table.capacity - len(self.seen)
         if missing > 0:
             self.seen = np.concatenate([self.seen, np.zeros(missing, dtype=np.bool_)])
         outcome = step.outcome

@@ -201,7 +201,7 @@ class _Shard:
         """Customers who were computed and whose stored rows have not been seen."""
         table = self._again.processor.table
         rows = table.rows
-        missing = [table.customer[row] for row in rows[~self._again.seen[rows]].tolist()]
+        missing = table.index.names(rows[~self._again.seen[rows]])
         for at in range(0, len(missing), _AT_ONCE):
             yield missing[at : at + _AT_ONCE]
 

@@ -232,7 +232,7 @@ def stale_snapshots(
     ``moving`` are customers whose last change may not have been published when the topic's end was seen.
     """
     table, shard = processor.table, processor.shard
-    state = np.zeros(len(table.orders), dtype=np.int8)  # 0 none, 1 as it must be, 2 removed, 3 stale
+    state = np.zeros(table.capacity, dtype=np.int8)  # 0 none, 1 as it must be, 2 removed, 3 stale
     said: dict[str, str] = {}
     gone: dict[str, bool] = {}
     for part in parts:
@@ -250,8 +250,8 @@ def stale_snapshots(
     rows = table.rows
     due = rows[(table.sequence[rows] > 0) & ~np.isin(table.identity[rows], moving)]
     stale = []
-    for row in due[state[due] != 1].tolist():
-        customer = table.customer[row]
+    wrong = due[state[due] != 1]
+    for customer, row in zip(table.index.names(wrong), wrong.tolist(), strict=True):
         known = {0: "there is no snapshot of this customer", 2: "the snapshot was removed, and the customer is there"}
         stale.append(Stale(customer, known.get(int(state[row])) or said[customer]))
     still = set(moving.tolist())

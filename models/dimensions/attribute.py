@@ -29,7 +29,7 @@ class Attribute:
     def label(self, table: CustomerTable, rows: Rows, at: Instants) -> NDArray[np.int16]:
         """The label code of each row; ``at`` does not matter."""
         of = self._policy.of
-        labels: NDArray[np.int16] = self._group(table.values[of])[table.value[rows, table.attributes.index(of)]]
+        labels: NDArray[np.int16] = self._group(table.values[of])[table.value[table.attributes.index(of)][rows]]
         return labels
 
     def deadline(self, table: CustomerTable, rows: Rows, at: Instants) -> Instants:
@@ -39,5 +39,5 @@ class Attribute:
     def reason(self, table: CustomerTable, row: int, at: int) -> str:
         """The attribute and its value."""
         of = self._policy.of
-        text = table.values[of].text(int(table.value[row, table.attributes.index(of)]))
+        text = table.values[of].text(int(table.value[table.attributes.index(of)][row]))
         return f"no {of}" if text is None else f"{of} {text}"

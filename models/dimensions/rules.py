@@ -105,7 +105,7 @@ class Rules:
             text = self._measures[condition.measure].text(float(value[0]))
             return f"{condition.measure} {text} {_words(condition)}"
         if condition.attribute is not None:
-            code = int(table.value[rows[0], table.attributes.index(condition.attribute)])
+            code = int(table.value[table.attributes.index(condition.attribute)][rows[0]])
             return f"{condition.attribute} {table.values[condition.attribute].text(code)}"
         d = table.dimensions.index(condition.dimension or "")
         return f"{condition.dimension} {table.labels[d][table.label[rows[0], d]]}"
@@ -151,7 +151,7 @@ def _in_interval(name: str, low: int, high: int) -> _Test:
 
 def _attribute(name: str, holds: TextLookup) -> _Test:
     def test(table: CustomerTable, rows: Rows, reached: dict[str, Bools]) -> Bools:
-        found = holds(table.values[name])[table.value[rows, table.attributes.index(name)]]
+        found = holds(table.values[name])[table.value[table.attributes.index(name)][rows]]
         holds_there: Bools = found != 0
         return holds_there
 

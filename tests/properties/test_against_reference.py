@@ -30,6 +30,7 @@ from tests.properties.histories import (
     sequences,
 )
 from tests.reference import ReferenceShard, RefEvent
+from tests.support.tables import rows_of
 from tests.unit.build import Feeder, at, make_policy
 
 DEFAULT = make_policy(skew="36500d")
@@ -206,7 +207,7 @@ def test_totals_are_exact_sums(events: list[RefEvent], data: st.DataObject) -> N
     table = feeder.processor.table
     assert {
         name: [int(getattr(table, column)[row]) for column in ("orders", "gross", "refunds", "refunded")]
-        for name, row in table.index.items()
+        for name, row in rows_of(table).items()
     } == totals
 
 

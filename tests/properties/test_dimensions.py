@@ -274,7 +274,7 @@ def assert_settled(fleet: Fleet, member: Member) -> None:
         held = np.zeros(len(rows), dtype=np.bool_)
         dwell = getattr(processor.policy.dimensions[dimension.name], "dwell", None)
         if dwell is not None:
-            held = table.changed_at[rows, d] + dwell >= time
+            held = table.changed_at[d][rows] + dwell >= time
         assert ((wanted == table.label[rows, d]) | held).all(), dimension.name
     for customer in fleet.customers(member):
         row = table.index[customer["customer_id"]]

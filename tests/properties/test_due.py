@@ -38,7 +38,8 @@ def test_the_next_rows_are_the_earliest(begin: list[int], steps: list[tuple]) ->
     rows = table.place([f"c{i}" for i in range(CUSTOMERS)])
 
     def give(to: list[int], deadlines: list[int]) -> None:
-        table.deadline[to] = np.array(deadlines)[:, None]
+        for column in table.deadline:
+            column[to] = np.array(deadlines)
         table.note_deadlines(np.array(to, dtype=np.int64))
 
     give(rows.tolist(), begin)

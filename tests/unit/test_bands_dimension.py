@@ -97,10 +97,10 @@ def plain(table: CustomerTable, row: int, of: str, at: int) -> Fraction | None:
     """One customer's value, computed with fractions."""
     orders = int(table.orders[row])
     if of == "age":
-        year = float(table.number[row, table.numbers.index("birth_year")])
+        year = float(table.number[table.numbers.index("birth_year")][row])
         return None if np.isnan(year) else datetime.fromtimestamp(at // 1_000_000, UTC).year - Fraction(year)
     if of == "income":
-        number = float(table.number[row, table.numbers.index("income")])
+        number = float(table.number[table.numbers.index("income")][row])
         return None if np.isnan(number) else Fraction(number)
     if of in ("orders", "refunds"):
         return Fraction(int(getattr(table, of)[row]))

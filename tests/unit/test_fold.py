@@ -17,6 +17,7 @@ from models.money import LARGEST_TOTAL
 from models.policy import Policy
 from models.records import Reader, read
 from models.table import MOST_TALLIED, NO_VALUE, OTHER, CustomerTable
+from tests.support.tables import columns_of, ids_of
 from tests.unit.build import Event, at, erasure, make_policy, profile, purchase, record, refund, signup, survey, tick
 
 DOMINANT = """
@@ -74,7 +75,7 @@ def changed(table: CustomerTable, *events: Event) -> set[str]:
 def texts(table: CustomerTable, customer: str) -> dict[str, str | None]:
     """A customer's kept texts."""
     row = table.index[customer]
-    return {name: table.values[name].text(table.value[row, i]) for i, name in enumerate(table.attributes)}
+    return {name: table.values[name].text(table.value[i][row]) for i, name in enumerate(table.attributes)}
 
 
 def tally(table: CustomerTable, name: str, customer: str) -> dict[str, float]:
@@ -90,8 +91,9 @@ def test_each_kind_adds_what_it_says() -> None:
         refund("a", "4", at(9), "2.50"), survey("a", "5", at(9), 4), survey("a", "6", at(9), "4.25"),
     )  # fmt: skip
     columns = ("signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "gross", "refunds", "refunded",
-               "surveys", "score", "seen_count")  # fmt: skip
-    assert [int(getattr(table, name)[0]) for name in columns] == [at(0), at(1), at(3), 2, 1500, 1, 250, 2, 825, 6]
+               "surveys", "score")  # fmt: skip
+    assert [int(getattr(table, name)[0]) for name in columns] == [at(0), at(1), at(3), 2, 1500, 1, 250, 2, 825]
+    assert len(ids_of(table, 0)) == 6
 
 
 def test_a_survey_says_nothing_else() -> None:
@@ -105,13 +107,13 @@ def test_a_survey_says_nothing_else() -> None:
 def test_a_profile_changes_attributes_only() -> None:
     """It is no signup, but it is remembered like any event."""
     table = folded(profile("a", "1", at(0), country="DE", attributes={"family": "single", "income": 42_000}))
-    assert (table.orders[0], table.signed_up_at[0], table.seen_count[0]) == (0, FOREVER, 1)
+    assert (table.orders[0], table.signed_up_at[0], len(ids_of(table, 0))) == (0, FOREVER, 1)
     assert texts(table, "a") == {"country": "DE", "family": "single"}
-    assert table.number[0].tolist() == [42_000]
+    assert [column[0] for column in table.number] == [42_000]
     again = profile("a", "1", at(5), country="FR", attributes={"income": 1})
     (only,) = fold_all(table, again)
     assert (only.counted.tolist(), only.changed) == ([False], frozenset())
-    assert (texts(table, "a")["country"], table.number[0, 0]) == ("DE", 42_000)
+    assert (texts(table, "a")["country"], table.number[0][0]) == ("DE", 42_000)
 
 
 def test_a_duplicate_changes_nothing() -> None:
@@ -121,13 +123,14 @@ def test_a_duplicate_changes_nothing() -> None:
         purchase("d", "4", at(0), category="home", channel="online"),
     ]  # fmt: skip
     table = folded(*events)
-    before = {name: getattr(table, name).copy() for name in ("orders", "refunds", "surveys", "score", "number")}
+    counted = columns_of(table, "orders", "refunds", "surveys", "score", "number")
+    before = {name: column[table.rows] for name, column in counted.items()}
     (only,) = fold_all(table, *events)
     assert not only.counted.any()
     assert not only.overflowed.any()
     assert only.changed == frozenset()
-    for name, column in before.items():
-        np.testing.assert_array_equal(getattr(table, name), column)
+    for name, column in counted.items():
+        np.testing.assert_array_equal(column[table.rows], before[name])
     assert tally(table, BY_ORDERS, "d") == {"home": 1}
 
 
@@ -155,8 +158,8 @@ def test_confirming_a_value_makes_it_newer() -> None:
     """A value that was said again holds against one said in between."""
     table = folded(*(profile("a", e, at(day), country=c, attributes={"income": n})
                      for e, day, c, n in (("1", 0, "DE", 5), ("2", 9, "DE", 5), ("3", 4, "FR", 7))))  # fmt: skip
-    assert (texts(table, "a")["country"], table.number[0, 0]) == ("DE", 5)
-    assert (table.value_at[0, 0], table.number_at[0, 0]) == (at(9), at(9))
+    assert (texts(table, "a")["country"], table.number[0][0]) == ("DE", 5)
+    assert (table.value_at[0][0], table.number_at[0][0]) == (at(9), at(9))
 
 
 def test_of_equal_instants_the_greater_wins() -> None:
@@ -167,15 +170,15 @@ def test_of_equal_instants_the_greater_wins() -> None:
             profile("a", f"{i}", at(0), country=text, attributes={"income": number})
             for i, (text, number) in enumerate(order)
         ))  # fmt: skip
-        assert (texts(table, "a")["country"], table.number[0, 0]) == ("c", 100)
+        assert (texts(table, "a")["country"], table.number[0][0]) == ("c", 100)
 
 
 def test_what_was_never_said_stays_absent() -> None:
     """Without a value an attribute is NO_VALUE or NaN, at no instant."""
     table = folded(purchase("a", "1", at(0)))
-    assert table.value[0].tolist() == [NO_VALUE, NO_VALUE]
-    assert math.isnan(table.number[0, 0])
-    assert (table.value_at[0, 0], table.number_at[0, 0]) == (NEVER, NEVER)
+    assert [column[0] for column in table.value] == [NO_VALUE, NO_VALUE]
+    assert math.isnan(table.number[0][0])
+    assert (table.value_at[0][0], table.number_at[0][0]) == (NEVER, NEVER)
 
 
 def test_a_total_too_large_is_refused_whole() -> None:
@@ -315,10 +318,10 @@ def measures(table: CustomerTable, customer: str) -> object:
         return None
     row = table.index[customer]
     columns = ("signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded",
-               "surveys", "score", "value_at", "number_at", "number", "seen_count")  # fmt: skip
-    known = {name: getattr(table, name)[row].tobytes() for name in columns}
+               "surveys", "score", "value_at", "number_at", "number")  # fmt: skip
+    known = {name: column[row].tobytes() for name, column in columns_of(table, *columns).items()}
     tallies = {name: tally(table, name, customer) for name in table.tally}
-    return known, texts(table, customer), tallies, sorted(table.seen[row].tolist())
+    return known, texts(table, customer), tallies, sorted(ids_of(table, row))
 
 
 @given(_EVENTS, st.randoms(use_true_random=False), st.integers(1, 5))

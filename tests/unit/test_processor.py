@@ -16,6 +16,7 @@ from streams.commit import Range
 from streams.errors import LostBatch, StaleOwner, StoreUnavailable
 from streams.processor import BatchProcessor, Clock, Shard, Step
 from streams.store.memory import MemoryStore
+from tests.support.tables import rows_of
 from tests.unit.build import (
     Event,
     Feeder,
@@ -247,7 +248,7 @@ def test_an_erased_customer_leaves_the_store() -> None:
     assert [(change["from"], change["to"], change["cause"]) for change in changes] == [("new", None, "erasure")]
     assert set(feeder.customers()) == {"b"}
     feeder.load()
-    assert feeder.processor.table.index.keys() == {"b"}
+    assert rows_of(feeder.processor.table).keys() == {"b"}
 
 
 # Backfill

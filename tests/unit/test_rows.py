@@ -15,12 +15,13 @@ from models.policy import Policy
 from models.rows import FORMAT, Layout, layout_of, load, pack, unpack
 from models.segmenter import Segmenter
 from models.table import NO_LABEL, NO_VALUE, OTHER, CustomerTable
+from tests.support.tables import columns_of, ids_of, make_known, rows_of
 from tests.unit.build import Event, Feeder, at, make_policy, profile, purchase, refund, signup, survey
 from tests.unit.fakes import switch
 
 COLUMNS = (
     "signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded", "sequence",
-    "activation", "surveys", "score", "label", "changed_at", "value", "value_at", "number", "number_at",
+    "activation", "surveys", "score", "changed_at", "value", "value_at", "number", "number_at",
 )  # fmt: skip
 
 
@@ -70,10 +71,7 @@ def loaded(feeder: Feeder, policy: Policy) -> CustomerTable:
 
 def remembered(table: CustomerTable, customer: str) -> list[int]:
     """The ids remembered of a customer, oldest first."""
-    row, kept = table.index[customer], table.seen.shape[1]
-    count = int(table.seen_count[row])
-    places = range(count) if count <= kept else [(count + i) % kept for i in range(kept)]
-    return [int(table.seen[row, place]) for place in places]
+    return ids_of(table, table.index[customer])
 
 
 def weights_of(table: CustomerTable, tally: str, customer: str) -> dict[str, float]:
@@ -90,13 +88,14 @@ def test_rows_come_back_as_they_were() -> None:
     """Packed, unpacked and loaded under the same policy, every column of every customer is what it was."""
     feeder = filled(make_policy(numbers=["income"], more=TALLIED))
     before, after = feeder.processor.table, loaded(feeder, feeder.policy)
-    assert set(after.index) == set(before.index) == {"many", "signed", "returns", "żółw", "quiet", "new"}
-    assert {float(before.number[before.index[c], 0]) for c in ("signed", "new")} == {-0.5, 1e12}
+    assert rows_of(after).keys() == rows_of(before).keys() == {"many", "signed", "returns", "żółw", "quiet", "new"}
+    assert {float(before.number[0][before.index[c]]) for c in ("signed", "new")} == {-0.5, 1e12}
     assert before.score[before.index["many"]] == 10_475
-    for customer, row in before.index.items():
-        for name in COLUMNS:
-            expected, found = getattr(before, name)[row], getattr(after, name)[after.index[customer]]
-            assert np.array_equal(expected, found, equal_nan=name == "number"), (customer, name)
+    for customer, row in rows_of(before).items():
+        for name, column in columns_of(before, *COLUMNS).items():
+            expected, found = column[row], columns_of(after, *COLUMNS)[name][after.index[customer]]
+            assert np.array_equal(expected, found, equal_nan=True), (customer, name)
+        assert before.label[row].tolist() == after.label[after.index[customer]].tolist()
         for name, weights in before.tally.items():
             assert weights_of(before, name, customer) == weights_of(after, name, customer)
             assert weights.dtype == np.float64
@@ -109,11 +108,11 @@ def test_deadlines_are_computed_and_not_stored() -> None:
     feeder = Feeder()
     feeder.feed(purchase("a", "p", at(0)), signup("b", "s", at(1)), refund("c", "r", at(2)), signup("d", "t", at(-29)))
     before, after = feeder.processor.table, loaded(feeder, feeder.policy)
-    assert (after.deadline[after.rows] == FOREVER).all()
+    assert all(deadline.is_blank for deadline in after.deadline)
     Segmenter(feeder.policy).resume(after, after.rows, feeder.processor.time, feeder.processor.time)
-    deadlines = {customer: int(after.soonest[row]) for customer, row in after.index.items()}
+    deadlines = {customer: int(after.soonest[row]) for customer, row in rows_of(after).items()}
     assert deadlines == {"a": at(90), "b": at(31), "c": FOREVER, "d": at(61)}
-    assert deadlines == {customer: int(before.soonest[row]) for customer, row in before.index.items()}
+    assert deadlines == {customer: int(before.soonest[row]) for customer, row in rows_of(before).items()}
     assert after.earliest_deadline == at(31)
 
 
@@ -186,17 +185,18 @@ def test_labels_are_known_by_name() -> None:
         for group in unpack([(customer, head.tobytes())], {other.id: other}):
             load(table, group, {})
     names = [*table.labels[0], None]
-    found = {customer: names[int(table.label[row, 0])] for customer, row in table.index.items()}
+    found = {customer: names[int(table.label[row, 0])] for customer, row in rows_of(table).items()}
     assert found == {"a": "lapsed", "b": "asleep", "c": "new", "d": "regular", "e": None}
     assert table.labels[0] == ["new", "potential", "regular", "lapsed", "asleep"]
-    assert {int(table.changed_at[row, 0]) for row in table.index.values()} == {7}
+    assert set(table.changed_at[0][table.rows].tolist()) == {7}
 
 
 def test_a_retired_segment_is_none_in_a_row_that_is_written() -> None:
     """By then the row has moved out of it; a reader of the new layout would not know its name."""
     table = CustomerTable(make_policy())
     (row,) = table.place(["a"]).tolist()
-    table.label[row, 0], table.seen_count[row] = table.label_code(0, "asleep"), 1
+    table.label[row, 0] = table.label_code(0, "asleep")
+    make_known(table, table.rows)
     layout = layout_of(table)
     assert layout.labels == {"lifecycle": ("new", "potential", "regular", "lapsed")}
     (group,) = unpack([("a", pack(table, layout, table.rows)[0])], {layout.id: layout})
@@ -223,11 +223,11 @@ def test_dimensions_are_known_by_name() -> None:
     before = feeder.processor.table
     policy = make_policy(dimensions={"fresh": ("30d", 3, "90d"), "fast": both["fast"], "slow": both["slow"]})
     after = loaded(feeder, policy)
-    for customer, row in before.index.items():
+    for customer, row in rows_of(before).items():
         slow, fast = before.label[row].tolist()
         assert after.label[after.index[customer]].tolist() == [NO_LABEL, fast, slow]
-        slow, fast = before.changed_at[row].tolist()
-        assert after.changed_at[after.index[customer]].tolist() == [NEVER, fast, slow]
+        slow, fast = (column[row] for column in before.changed_at)
+        assert [column[after.index[customer]] for column in after.changed_at] == [NEVER, fast, slow]
     alone = loaded(feeder, make_policy(dimensions={"fast": both["fast"]}))
     assert {alone.label.shape[1], alone.label[alone.index["many"], 0]} == {1, before.label[before.index["many"], 1]}
 
@@ -237,11 +237,11 @@ def test_attributes_are_known_by_name() -> None:
     feeder = filled(make_policy(keep=["country", "channel"]))
     table = loaded(feeder, make_policy(keep=["category", "channel"]))
     texts = table.values["channel"]
-    found = {customer: texts.text(int(table.value[row, 1])) for customer, row in table.index.items()}
+    found = {customer: texts.text(int(table.value[1][row])) for customer, row in rows_of(table).items()}
     assert found == {"many": None, "signed": "online", "returns": None, "żółw": "store", "quiet": None, "new": None}
-    assert table.value_at[table.index["żółw"], 1] == at(63)
-    assert (table.value[table.rows, 0] == NO_VALUE).all()
-    assert (table.value_at[table.rows, 0] == NEVER).all()
+    assert table.value_at[1][table.index["żółw"]] == at(63)
+    assert (table.value[0][table.rows] == NO_VALUE).all()
+    assert (table.value_at[0][table.rows] == NEVER).all()
 
 
 def test_an_attribute_may_be_dropped_and_kept_again() -> None:
@@ -364,11 +364,11 @@ def test_numbers_are_known_by_name() -> None:
     feeder.feed(profile("a", "1", at(1), attributes={"income": 5.25, "children": 2}), signup("b", "2", at(2)))
     table = loaded(feeder, make_policy(numbers=["floors", "income"]))
     a, b = table.index["a"], table.index["b"]
-    assert table.number[a].tolist()[1] == 5.25
-    assert table.number_at[a].tolist() == [NEVER, at(1)]
-    assert np.isnan(table.number[[a, b], 0]).all()
-    assert np.isnan(table.number[b, 1])
-    assert table.number_at[b].tolist() == [NEVER, NEVER]
+    assert table.number[1][a] == 5.25
+    assert [column[a] for column in table.number_at] == [NEVER, at(1)]
+    assert np.isnan(table.number[0][[a, b]]).all()
+    assert np.isnan(table.number[1][b])
+    assert [column[b] for column in table.number_at] == [NEVER, NEVER]
 
 
 def a_shopper(feeder: Feeder, customer: str, *channels: str) -> None:
@@ -393,7 +393,7 @@ def test_a_tally_grows_by_powers_of_two() -> None:
     assert sorted(each.tallies[TALLY] for each in feeder.store.header(0).layouts.values()) == [1, 2, 4, 8]
     for _ in range(2):
         table = feeder.processor.table
-        assert {customer: weights_of(table, TALLY, customer) for customer in table.index} == expected
+        assert {customer: weights_of(table, TALLY, customer) for customer in rows_of(table)} == expected
         feeder.load()
 
 
@@ -493,10 +493,10 @@ def test_rows_of_the_format_before_are_read() -> None:
     assert (table.gross[row], table.refunded[row]) == (1990, 490)
     assert table.labels[0][table.label[row, 0]] == "new"
     assert table.label[row, 1] == NO_LABEL
-    found = {name: table.values[name].text(int(table.value[row, a])) for a, name in enumerate(table.attributes)}
+    found = {name: table.values[name].text(int(table.value[a][row])) for a, name in enumerate(table.attributes)}
     assert found == {"country": "DE", "channel": "web"}
     assert (table.activation[row], table.surveys[row], table.score[row]) == (0, 0, 0)
-    assert np.isnan(table.number[row, 0])
+    assert np.isnan(table.number[0][row])
     assert weights_of(table, TALLY, "c-1042") == {}
     assert remembered(table, "c-1042") == hashes(["s-1", "p-1", "r-1"])
 
@@ -509,7 +509,7 @@ def test_rows_of_format_2_are_read() -> None:
     (row,) = load(table, group, {"country": ["DE"], TALLY: ["web", "shop"]}).tolist()
     assert [labels[code] for labels, code in zip(table.labels, table.label[row], strict=True)] == ["new", "mixed"]
     assert (table.sequence[row], table.orders[row], table.surveys[row]) == (3, 2, 1)
-    assert table.number[row].tolist() == [48_000]
+    assert [column[row] for column in table.number] == [48_000]
     assert weights_of(table, TALLY, "c-1042") == {"web": 1, "shop": 1}
     assert remembered(table, "c-1042") == hashes(["s-1", "p-1", "p-2", "s-2"])
 
@@ -535,7 +535,7 @@ def test_rows_of_both_formats_lie_side_by_side() -> None:
         load(table, group, {**OLD_VALUES, TALLY: ["store"]})
     assert table.orders[table.rows].tolist() == [1, 1]
     layout = layout_of(table)
-    again = dict(zip(table.customer, pack(table, layout, table.rows), strict=False))
+    again = dict(zip(table.index.names(table.rows), pack(table, layout, table.rows), strict=True))
     assert {row[:4] for row in again.values()} == {layout.id.to_bytes(4, "little")}
     assert layout.format == FORMAT == 3
 

@@ -12,6 +12,7 @@ from models.partitioner import partition_of
 from models.policy import Policy, parse_policy
 from models.sampling import Draw, draw_of
 from models.table import CustomerTable
+from tests.support.tables import make_known
 from tests.unit.test_engines import START, add, table_of
 
 DAY = 86_400_000_000
@@ -36,7 +37,7 @@ def many(customers: int, policy: Policy, shard: int = 0, shards: int = 1) -> Cus
     table = CustomerTable(policy)
     numbers = [number for number in range(customers) if partition_of(f"c{number}".encode(), shards) == shard]
     rows = table.place([f"c{number}" for number in numbers])
-    table.seen_count[rows] = 1
+    make_known(table, rows)
     table.orders[rows] = np.array(numbers) + 1
     table.gross[rows] = 199
     table.last_purchase_at[rows] = START
@@ -68,7 +69,8 @@ def test_a_draw_does_not_depend_on_the_order_of_rows() -> None:
     table.free(np.array([0, 1]))
     for number in numbers.tolist():
         (row,) = table.place([f"c{number}"])
-        table.seen_count[row], table.orders[row], table.gross[row] = 1, number + 1, 199
+        make_known(table, np.array([row]))
+        table.orders[row], table.gross[row] = number + 1, 199
         table.last_purchase_at[row] = START
     assert draw_of(table, "kind", START, 0, 1) == draw_of(many(500, policy), "kind", START, 0, 1)
 
