@@ -92,6 +92,8 @@ cdef class CustomerIndex:
         """Make room for so many customers at once."""
         if <uint64_t>customers * SLOTS > self._capacity * TAKEN:
             self._resize(<uint64_t>customers * SLOTS // TAKEN + 1)
+        if <uint64_t>customers > self._rows:
+            self._lengthen(customers)
 
     def add(self, list customers, const int64_t[::1] rows):
         """Give rows that are nobody's to different customers who have none. Raises ValueError for an id too long."""

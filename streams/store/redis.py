@@ -8,11 +8,13 @@ from functools import wraps
 from itertools import chain
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
+import numpy as np
 import redis
 from redis.exceptions import RedisClusterException
 
 from models.activation import Activation
 from models.counts import Count
+from models.customers import CustomerIndex
 from models.errors import StateError
 from models.events import Role
 from models.population import Summary
@@ -184,12 +186,18 @@ class RedisStore:
         master's place, would pass rows over. So they are counted, unless the shard's owner has written meanwhile.
         """
         commits = self._commits(shard)
-        seen = set[str]()
+        # A set of their names would take several times as much memory.
+        seen = CustomerIndex()
+        seen.reserve(self.size(shard))
         for part in ahead(self._parts(shard)):
             names = list(map(bytes.decode, part))
-            pairs = zip(names, part.values(), strict=True)
-            yield list(pairs) if seen.isdisjoint(names) else [pair for pair in pairs if pair[0] not in seen]
-            seen.update(names)
+            pairs = list(zip(names, part.values(), strict=True))
+            new = (seen.find(names) < 0).nonzero()[0]
+            if len(new) < len(names):
+                pairs = [pairs[i] for i in new.tolist()]
+                names = [name for name, _ in pairs]
+            seen.add(names, np.arange(len(seen), len(seen) + len(names)))
+            yield pairs
         stored = self.size(shard)
         if self._commits(shard) == commits and stored != len(seen):
             raise StoreUnavailable(
