@@ -117,7 +117,7 @@ class RememberedIds:
         self._beside[rows, : few.shape[1]] = few
         more = (counts > self._few).nonzero()[0]
         if len(more):
-            apart, apart_at = ids[more, self._few :], self._places_apart(rows[more])
+            apart, apart_at = ids[more, self._few : self.most], self._places_apart(rows[more])
             self._apart[apart_at, : apart.shape[1]] = apart
         self._count[rows] = counts
 

@@ -103,8 +103,10 @@ class Bench:
 
     def footprint(self) -> Iterator[Line]:
         """Memory, loading, starting."""
-        found = footprint.footprint(20_000 if self.quick else 1_000_000, self.repeats)
+        found = footprint.footprint("little", 20_000 if self.quick else 1_000_000, self.repeats)
         yield {"kind": "footprint", **asdict(found)}
+        full = footprint.footprint("much", 2_000 if self.quick else 100_000, self.repeats)
+        yield {"kind": "footprint", **asdict(full)}
         rate = limits.redis_rate(round(found.row), self.customers)
         if rate is not None:
             yield {"kind": "redis", "rate": rate, "row": found.row}
