@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import cramjam
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
@@ -466,11 +467,23 @@ def test_draws_are_stored_as_they_are() -> None:
     assert before.draws == ()
 
 
+LARGE = OutboxEntry("7-t", (), (), draws=[b'{"dimension":"%d"}' % number for number in range(5_000)])
+
+
+def test_a_large_entry_is_stored_compressed() -> None:
+    """As a zstd frame of the same JSON, which anybody can read; a small one as it is."""
+    stored = LARGE.encode()
+    plain = bytes(cramjam.zstd.decompress(stored))
+    assert len(stored) < len(plain) / 4
+    assert plain.startswith(b'{"format":1,"changes":[],"draws":[{"dimension":"0"},')
+    assert OutboxEntry.decode("7-t", stored).draws == OutboxEntry.decode("7-t", plain).draws == tuple(LARGE.draws)
+
+
 @pytest.mark.parametrize(
     "stored",
     [
         b"", b"{", b"[]", b"null", b"{}", b'{"format":1,"changes":[]}', b"\xff",
-        b'{"format":1,"changes":[],"dead_letters":[],"draws":null}',
+        b'{"format":1,"changes":[],"dead_letters":[],"draws":null}', b"\x28\xb5\x2f\xfd", LARGE.encode()[:-1],
     ],
 )  # fmt: skip
 def test_an_entry_that_is_damaged_is_told(stored: bytes) -> None:
