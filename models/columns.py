@@ -12,42 +12,44 @@ _BESIDE: Final = 2
 
 
 class Column:
-    """A value for each row, ``blank`` until it is set. While it is for all rows, the column takes no memory.
+    """A value for each row, ``blank`` until it is set. Until any is, the column takes no memory.
 
-    Counts are stored as uint32, as in the store, and read as int64.
+    Numbers that the store has as uint32 are stored so here, too, and read as int64. What a slice gives may be a view,
+    or nothing that can be written to: only to be looked at.
     """
 
     def __init__(self, blank: float, stored: DTypeLike = np.int64) -> None:
         self._blank = np.array(blank, dtype=stored)
         self._read = np.int64 if self._blank.dtype == np.uint32 else self._blank.dtype
         self._values: NDArray[Any] = np.broadcast_to(self._blank, 0)
-        #: Whether no row has a value.
-        self.is_blank = True
+        #: Whether no row has ever been given another value than blank.
+        self.untouched = True
 
     def __getitem__(self, rows: Any) -> Any:
         return self._values[rows].astype(self._read, copy=False)
 
     def __setitem__(self, rows: Any, values: Any) -> None:
-        if self.is_blank:
+        if self.untouched:
             # NaN is what differs from itself.
             same = values == self._blank if self._blank == self._blank else values != values
             if np.all(same):
                 return
-            self._values, self.is_blank = np.full(len(self._values), self._blank), False
+            size, self.untouched = len(self._values), False
+            self._values = np.full(size, self._blank) if self._blank != 0 else np.zeros(size, self._blank.dtype)
         self._values[rows] = values
 
     def resize(self, used: int, size: int) -> None:
-        """Have room for ``size`` rows, of which those after the first ``used`` are not blank before ``append``."""
-        self._values = np.broadcast_to(self._blank, size) if self.is_blank else grown(self._values, used, size)
+        """Have room for ``size`` rows; those after the first ``used`` may be used once they were appended."""
+        self._values = np.broadcast_to(self._blank, size) if self.untouched else grown(self._values, used, size)
 
     def append(self, first: int, end: int) -> None:
         """Let the rows from ``first`` to ``end`` be blank; not sooner, as memory costs most when first written."""
-        if not self.is_blank and self._blank != 0:
+        if not self.untouched and self._blank != 0:
             self._values[first:end] = self._blank
 
     def clear(self, rows: Any) -> None:
         """Let rows be blank again."""
-        if not self.is_blank:
+        if not self.untouched:
             self._values[rows] = self._blank
 
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.table import NO_LABEL, CustomerTable, Rows
+from models.table import NO_LABEL, CustomerTable, Labels, Rows
 
 #: Rows that are counted at once: what is made of them on the way stays near the processor.
 _AT_ONCE: Final = 8192
@@ -29,7 +29,7 @@ class Standing(NamedTuple):
     """What rows of a table count for: their labels by dimension, net revenue and purchases."""
 
     rows: Rows
-    labels: NDArray[np.int16]
+    labels: Labels
     net: NDArray[np.int64]
     orders: NDArray[np.int64]
 
@@ -70,7 +70,7 @@ class SegmentCounts:
             amounts[:, :size] *= -1
             self._count(np.concatenate([before.labels, now.labels]), amounts)
 
-    def _count(self, labels: NDArray[np.int16], amounts: NDArray[np.int64]) -> None:
+    def _count(self, labels: Labels, amounts: NDArray[np.int64]) -> None:
         """Add customers, revenue and orders, a column of ``amounts`` for each row of ``labels``."""
         columns = np.where(labels == NO_LABEL, len(self._names), labels + self._first).ravel()
         for size, each in zip(self._sizes, amounts.repeat(labels.shape[1], axis=1), strict=True):

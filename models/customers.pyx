@@ -1,9 +1,9 @@
 # cython: language_level=3, wraparound=False, boundscheck=False, cdivision=True
 """CustomerIndex: which row each customer has, and whose each row is, without an object for any of them.
 
-A hash table with linear probing: a slot has a row and 32 bits of its customer's hash, by which the slots lie in order
-of where they would be best, so that one can be removed by moving those behind it. The ids lie one behind the other as
-UTF-8. All that takes some 20 bytes a customer and the id, a fifth of what a dictionary and its strings take.
+A hash table with linear probing: a slot has a row and 32 bits of its customer's hash, which say where the slot would
+be best, so that others can move up when one is removed. The ids lie one behind the other as UTF-8. All that takes some
+20 bytes a customer and the id, a fifth of what a dictionary and its strings take.
 """
 
 import numpy as np
@@ -20,7 +20,8 @@ cdef enum:
     TAKEN = 3
     SLOTS = 4
 
-cdef uint64_t LONGEST = (1 << LENGTH) - 2
+cdef uint64_t LENGTHS = (1 << LENGTH) - 1
+cdef uint64_t LONGEST = LENGTHS - 1
 cdef uint64_t MOST_ROWS = 0xFFFFFFFE
 
 
@@ -38,7 +39,7 @@ cdef class CustomerIndex:
     cdef uint64_t _end
     cdef uint64_t _room
     #: Bytes of ids that have been removed.
-    cdef uint64_t _left
+    cdef uint64_t _removed
 
     def __dealloc__(self):
         PyMem_RawFree(self._slots)
@@ -89,14 +90,19 @@ cdef class CustomerIndex:
         return rows
 
     def reserve(self, Py_ssize_t customers):
-        """Make room for so many customers at once."""
+        """Make room for so many customers at once. Raises ValueError if nobody can have so many."""
+        if not 0 <= customers <= <Py_ssize_t>MOST_ROWS:
+            raise ValueError("a table has 4,294,967,295 rows at most")
         if <uint64_t>customers * SLOTS > self._capacity * TAKEN:
             self._resize(<uint64_t>customers * SLOTS // TAKEN + 1)
         if <uint64_t>customers > self._rows:
             self._lengthen(customers)
 
     def add(self, list customers, const int64_t[::1] rows):
-        """Give rows that are nobody's to different customers who have none. Raises ValueError for an id too long."""
+        """Give rows that are nobody's to customers who have none.
+
+        Raises ValueError for a row or customer that has been given, and for an id too long; those before it stay.
+        """
         cdef Py_ssize_t i
         if len(customers) != rows.shape[0]:
             raise ValueError("as many rows as customers are needed")
@@ -121,7 +127,7 @@ cdef class CustomerIndex:
         if row >= self._rows or not self._ids[row]:
             return ""
         cdef uint64_t ident = self._ids[row]
-        return PyUnicode_DecodeUTF8(self._text + (ident >> LENGTH), (ident & (LONGEST + 1)) - 1, NULL)
+        return PyUnicode_DecodeUTF8(self._text + (ident >> LENGTH), (ident & LENGTHS) - 1, NULL)
 
     cdef inline uint64_t _best(self, uint64_t slot) noexcept:
         """Where a slot would be best: the hash's share of the capacity."""
@@ -139,7 +145,7 @@ cdef class CustomerIndex:
                 return place
             if slot >> 32 == hashed:
                 ident = self._ids[(slot & 0xFFFFFFFF) - 1]
-                if ident & (LONGEST + 1) == size + 1 and memcmp(self._text + (ident >> LENGTH), text, size) == 0:
+                if (ident & LENGTHS) == size + 1 and memcmp(self._text + (ident >> LENGTH), text, size) == 0:
                     return place
             place = self._after(place)
 
@@ -153,7 +159,7 @@ cdef class CustomerIndex:
             self._resize(self._capacity + self._capacity // 4 + 1024)
         if <uint64_t>row >= self._rows:
             self._lengthen(row + 1 + row // 4 + 1024)
-        if self._end + size > self._room:
+        if self._end + size >= self._room:
             self._make_room(size)
         cdef uint64_t place = self._slot(hashed, text, size)
         if self._slots[place] or self._ids[row]:
@@ -183,7 +189,7 @@ cdef class CustomerIndex:
                 gap = place
         self._slots[gap] = 0
         self._ids[row] = 0
-        self._left += size
+        self._removed += size
         self._size -= 1
         return 0
 
@@ -210,22 +216,22 @@ cdef class CustomerIndex:
 
     cdef int _make_room(self, uint64_t size) except -1:
         """Make room for another id: if half of all is of removed ones without them, else with more memory."""
-        cdef uint64_t room = self._end - self._left + size, row, end = 0, length
+        cdef uint64_t room = self._end - self._removed + size, row, end = 0, length
         room += room // 4 + 4096
         cdef char* text
-        if 2 * self._left < self._end:
-            self._text = <char*>_memory(self._text, room + self._left)
-            self._room = room + self._left
+        if 2 * self._removed < self._end:
+            self._text = <char*>_memory(self._text, room + self._removed)
+            self._room = room + self._removed
             return 0
         text = <char*>_memory(NULL, room)
         for row in range(self._rows):
             if self._ids[row]:
-                length = (self._ids[row] & (LONGEST + 1)) - 1
+                length = (self._ids[row] & LENGTHS) - 1
                 memcpy(text + end, self._text + (self._ids[row] >> LENGTH), length)
                 self._ids[row] = end << LENGTH | (length + 1)
                 end += length
         PyMem_RawFree(self._text)
-        self._text, self._end, self._room, self._left = text, end, room, 0
+        self._text, self._end, self._room, self._removed = text, end, room, 0
         return 0
 
 

@@ -25,7 +25,7 @@ from models.table import NO_LABEL, AttributeValues, CustomerTable, Rows
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Column = Callable[[CustomerTable, Rows], NDArray[np.int64] | Floats]
+Values = Callable[[CustomerTable, Rows], NDArray[np.int64] | Floats]
 
 #: Turns that lie outside of all time: the comparison is as it is for good.
 _PAST: Final = -(2**63) + 1
@@ -104,7 +104,7 @@ class _Fixed(Measure):
 
     unit = 1
 
-    def __init__(self, name: str, reads: frozenset[str], column: Column, whole: bool = False) -> None:
+    def __init__(self, name: str, reads: frozenset[str], column: Values, whole: bool = False) -> None:
         super().__init__(name, reads)
         self._column = column
         self._whole = whole
@@ -123,7 +123,7 @@ class _Fixed(Measure):
 class _FixedScale(Scale):
     moves = False
 
-    def __init__(self, column: Column, bounds: Floats | NDArray[np.int64]) -> None:
+    def __init__(self, column: Values, bounds: Floats | NDArray[np.int64]) -> None:
         self._column = column
         self._bounds = bounds[:, None]
 
@@ -138,7 +138,7 @@ class _FixedScale(Scale):
 class _Money(_Fixed):
     """A fixed measure in minor units of the base currency."""
 
-    def __init__(self, name: str, reads: frozenset[str], column: Column, whole: bool, converter: Converter) -> None:
+    def __init__(self, name: str, reads: frozenset[str], column: Values, whole: bool, converter: Converter) -> None:
         super().__init__(name, reads, column, whole)
         self._converter = converter
         self.unit = converter.one("1", converter.base)

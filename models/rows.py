@@ -20,16 +20,13 @@ import orjson
 from numpy.typing import NDArray
 
 from models.errors import StateError
-from models.table import NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Rows
+from models.table import BYTE_OF_LABELS, NO_LABEL, NO_VALUE, AttributeValues, CustomerTable, Rows
 
 #: The format that is written. Format 1, which is still read, has no activation, surveys, numbers and tallies; in it and
 #: in format 2, which is read too, every label takes two bytes.
 FORMAT: Final = 3
 #: The layout_id of a row, as bytes.
 _PREFIX: Final = itemgetter(slice(4))
-#: Labels of a dimension whose codes fit a byte.
-_BYTE_OF_LABELS: Final = 128
-
 _MEASURES: Final = (
     "signed_up_at", "first_purchase_at", "last_purchase_at", "orders", "refunds", "gross", "refunded",
 )  # fmt: skip
@@ -96,7 +93,7 @@ class Layout:
     def head(self) -> np.dtype[Any]:
         """The fixed fields of a row, packed without padding."""
         most = max(map(len, self.labels.values()), default=0)
-        label = "i1" if self.format > 2 and most <= _BYTE_OF_LABELS else "<i2"
+        label = "i1" if self.format > 2 and most <= BYTE_OF_LABELS else "<i2"
         newer: list[tuple[Any, ...]] = [("activation", "<u4"), ("surveys", "<u4"), ("score", "<i8")]
         extra: list[tuple[Any, ...]] = [
             ("number", "<f8", (len(self.numbers),)),

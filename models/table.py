@@ -15,14 +15,16 @@ from models.instants import FOREVER, NEVER
 from models.policy import Policy
 
 Rows = NDArray[np.int64]
+#: Label codes, bytes where they fit.
+Labels = NDArray[np.signedinteger[Any]]
 
 #: The label code of a customer who has no segment in a dimension.
 NO_LABEL: Final = -1
 #: The attribute code of a value that was never seen.
 NO_VALUE: Final = -1
 OTHER: Final = "(other)"
-#: Codes that fit a byte.
-_BYTE_OF_CODES: Final = 128
+#: Labels of a dimension whose codes fit a byte.
+BYTE_OF_LABELS: Final = 128
 #: Distinct texts counted apart in one tally of a shard; all further ones count as "(other)".
 MOST_TALLIED: Final = 64
 #: Rows with the earliest deadlines that are found at once.
@@ -116,10 +118,10 @@ class CustomerTable:
             for each in (columns if isinstance(columns, list) else [columns])
             if isinstance(each, Column)
         ]
-        #: The label code of each row in each dimension; retired segments may need the wider type.
+        #: The label code of each row in each dimension.
         most = max(map(len, self.labels), default=0)
-        code = np.int8 if most <= _BYTE_OF_CODES else np.int16
-        self.label: NDArray[Any] = np.zeros((0, len(self.dimensions)), dtype=code)
+        code = np.int8 if most <= BYTE_OF_LABELS else np.int16
+        self.label: Labels = np.zeros((0, len(self.dimensions)), dtype=code)
         #: For each tally, the weight of each of its dictionary's texts; columns are added as texts are met.
         self.tally = {tally.name: np.zeros((0, 1), dtype=np.float64) for tally in self.tallies}
         self.seen = RememberedIds(policy.events.remembered_ids)
@@ -187,7 +189,7 @@ class CustomerTable:
         labels = self.labels[dimension]
         if text not in labels:
             labels.append(text)
-            if len(labels) > _BYTE_OF_CODES:
+            if len(labels) > BYTE_OF_LABELS:
                 self.label = self.label.astype(np.int16, copy=False)
         return labels.index(text)
 
@@ -219,7 +221,7 @@ class CustomerTable:
         """Note that deadlines of ``rows`` have been set."""
         soonest = np.full(len(rows), FOREVER, dtype=np.int64)
         for deadline in self.deadline:
-            if not deadline.is_blank:
+            if not deadline.untouched:
                 np.minimum(soonest, deadline[rows], out=soonest)
         self.soonest[rows] = soonest
         earliest = int(soonest.min(initial=FOREVER))

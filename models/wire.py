@@ -22,7 +22,7 @@ from models.engines import Profile
 from models.instants import DAY, FOREVER, NEVER, Instants, format_column, format_instant
 from models.policy import Policy
 from models.population import Cutoffs
-from models.table import CustomerTable, Rows
+from models.table import CustomerTable, Labels, Rows
 
 CAUSES: Final[tuple[Cause, ...]] = (
     "time", "purchase", "refund", "signup", "erasure", "profile", "survey", "late_event", "policy", "population",
@@ -40,7 +40,7 @@ class Changes(NamedTuple):
 
     row: Rows
     dimension: NDArray[np.int64]
-    before: NDArray[np.int16]
+    before: Labels
     after: NDArray[np.int16]
     cause: NDArray[np.int8]
     effective_at: Instants
@@ -50,7 +50,7 @@ class Changes(NamedTuple):
     orders: NDArray[np.int64]
     net: NDArray[np.int64]
     last_purchase_at: Instants
-    segments: NDArray[np.int16]
+    segments: Labels
 
     @classmethod
     def none(cls, dimensions: int) -> Changes:
@@ -261,7 +261,7 @@ class WireWriter:
             ident = f"{len(customer)}:{customer}|"
             yield customer, ident, source, effective, rest, None if cause == ERASURE else segments, decided
 
-    def _segments(self, table: CustomerTable, codes: NDArray[np.int16]) -> list[str]:
+    def _segments(self, table: CustomerTable, codes: Labels) -> list[str]:
         """Each row of label codes as a JSON object. Customers in the same segments share one text."""
         parts = [_parts(name, tuple(labels)) for name, labels in zip(self._names, table.labels, strict=True)]
         width, data = codes.itemsize * codes.shape[1], np.ascontiguousarray(codes).tobytes()

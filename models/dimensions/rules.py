@@ -160,7 +160,8 @@ def _attribute(name: str, holds: TextLookup) -> _Test:
 
 def _dimension(name: str, holds: Bools) -> _Test:
     def test(table: CustomerTable, rows: Rows, reached: dict[str, Bools]) -> Bools:
-        codes = np.minimum(table.label[rows, table.dimensions.index(name)], len(holds) - 2)
+        # Labels may be bytes, into which the number of segments need not fit.
+        codes = np.minimum(table.label[rows, table.dimensions.index(name)], np.int16(len(holds) - 2))
         found: Bools = holds[codes]
         return found
 

@@ -19,16 +19,16 @@ ROWS = 6
     ("blank", "stored"),
     [(NEVER, np.int64), (FOREVER, np.int64), (0, np.uint32), (-1, np.int32), (np.nan, np.float64), (0, np.uint64)],
 )
-def test_a_column_is_blank_until_it_is_set(blank: float, stored: type) -> None:
+def test_a_column_is_untouched_until_it_is_set(blank: float, stored: type) -> None:
     """Blank values leave it so; the first other one sets its row and no other, through growth and clearing."""
     column = Column(blank, stored)
     column.resize(0, 4)
     column[np.array([0, 2])] = np.array([blank, blank])
     column[1] = blank
     column[:] = blank
-    assert column.is_blank
+    assert column.untouched
     column[np.array([1, 3])] = np.array([7, blank])
-    assert not column.is_blank
+    assert not column.untouched
     np.testing.assert_array_equal(column[:], np.array([blank, 7, blank, blank], dtype=column[:].dtype))
     column.resize(4, 9)
     column.append(4, 6)

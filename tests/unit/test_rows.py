@@ -108,7 +108,7 @@ def test_deadlines_are_computed_and_not_stored() -> None:
     feeder = Feeder()
     feeder.feed(purchase("a", "p", at(0)), signup("b", "s", at(1)), refund("c", "r", at(2)), signup("d", "t", at(-29)))
     before, after = feeder.processor.table, loaded(feeder, feeder.policy)
-    assert all(deadline.is_blank for deadline in after.deadline)
+    assert all(deadline.untouched for deadline in after.deadline)
     Segmenter(feeder.policy).resume(after, after.rows, feeder.processor.time, feeder.processor.time)
     deadlines = {customer: int(after.soonest[row]) for customer, row in rows_of(after).items()}
     assert deadlines == {"a": at(90), "b": at(31), "c": FOREVER, "d": at(61)}

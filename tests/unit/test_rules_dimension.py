@@ -99,6 +99,33 @@ def test_several_retired_segments_are_none_of_the_policys() -> None:
     assert moods(policy, START, *customers) == ["yes", "yes", "yes", "no"]
 
 
+@pytest.mark.parametrize("many", [127, 128, 129, 400])
+def test_any_number_of_segments_can_be_asked_for(many: int) -> None:
+    """Codes are kept in as few bytes as they fit: the last of the policy's, retired ones and none are told apart."""
+    groups = ", ".join(f's{i} = ["t{i}"]' for i in range(many))
+    last = f"s{many - 1}"
+    policy = parse_policy(f"""
+[attributes]
+keep = ["hobby"]
+[dimensions.sort]
+engine = "attribute"
+of = "hobby"
+groups = {{ {groups} }}
+[dimensions.mood]
+engine = "rules"
+[[dimensions.mood.rules]]
+segment = "yes"
+when = [{{dimension = "sort", is = ["{last}"]}}]
+[[dimensions.mood.rules]]
+segment = "no"
+when = [{{dimension = "sort", not = ["{last}"]}}]
+""")
+    customers = [{"segments": {"sort": name}} for name in (last, "s0", "gone", "older")]
+    assert moods(policy, START, *customers, {}) == ["yes", "no", "no", "no", None]
+    table = table_of(policy, *customers)
+    assert [table.labels[0][code] for code in table.label[:4, 0]] == [last, "s0", "gone", "older"]
+
+
 def test_time_decides_at_each_bound() -> None:
     """The deadline is the earliest turn of any measure of any rule."""
     policy = policy_of(
