@@ -120,7 +120,9 @@ when = [{{dimension = "sort", is = ["{last}"]}}]
 segment = "no"
 when = [{{dimension = "sort", not = ["{last}"]}}]
 """)
-    customers = [{"segments": {"sort": name}} for name in (last, "s0", "gone", "older")]
+    known = [{"segments": {"sort": name}} for name in (last, "s0")]
+    assert moods(policy, START, *known, {}) == ["yes", "no", None]
+    customers = [*known, {"segments": {"sort": "gone"}}, {"segments": {"sort": "older"}}]
     assert moods(policy, START, *customers, {}) == ["yes", "no", "no", "no", None]
     table = table_of(policy, *customers)
     assert [table.labels[0][code] for code in table.label[:4, 0]] == [last, "s0", "gone", "older"]
