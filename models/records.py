@@ -1,7 +1,7 @@
 """Records to an EventBatch, or to refusals that say why.
 
-The fast path validates and converts whole columns. Only a batch in which something is wrong is taken apart, record
-by record, to find what must be refused and why; both paths give the same rows.
+Whole columns are validated and converted. Purchases that cannot be used are left out one by one; any other batch in
+which something is wrong is taken apart, record by record, to find what must be refused and why.
 """
 
 from __future__ import annotations
@@ -163,12 +163,25 @@ def _columns(role: Role, events: Sequence[Mapping[str, Any]], records: list[Reco
     return _batch(role, records, policy, columns)
 
 
-def _purchases(records: list[Record], policy: Policy) -> EventBatch:
-    """Records of the purchases topic. Raises ValidationError, Refused, or InstantError."""
+def _purchases(records: list[Record], policy: Policy) -> tuple[EventBatch, dict[int, Refused]]:
+    """Records of the purchases topic that can be used, and why others, by position, cannot.
+
+    Raises ValidationError, Refused, or InstantError if that is not so easily found.
+    """
     values = [record.value for record in records]
     found = purchases(values, policy.converter.base)
+    wrong: dict[int, Refused] = {}
     for i, amount, currency in found.priced:
-        found.amount[i] = policy.converter.one(amount, currency)
+        try:
+            found.amount[i] = policy.converter.one(amount, currency)
+        except Refused as refused:
+            wrong[i] = refused
+    odd: dict[int, dict[str, Any]] = {}
+    for i in found.odd:
+        try:
+            odd[i] = _validated("purchases", records[i])
+        except Refused as refused:
+            wrong[i] = refused
     columns = _Columns(
         kind=found.kind,
         occurred_at=found.occurred_at,
@@ -180,13 +193,14 @@ def _purchases(records: list[Record], policy: Policy) -> EventBatch:
         carried=[(i, each) for i, text in found.attributes if (each := ATTRIBUTES.validate_json(text))],
     )
     batch = _batch("purchases", records, policy, columns)
-    if not found.odd:
-        return batch
-    odd = [_validated("purchases", records[i]) for i in found.odd]
-    judged = _columns("purchases", odd, [records[i] for i in found.odd], policy)
-    plain = np.setdiff1d(np.arange(len(records)), found.odd)
-    every = EventBatch.concat([batch.take(plain), judged])
-    return every.take(np.argsort(np.concatenate([plain, found.odd])))
+    if not odd and not wrong:
+        return batch, wrong
+    places = np.setdiff1d(np.arange(len(records)), [*odd, *wrong])
+    batch = batch.take(places)
+    if odd:
+        judged = _columns("purchases", list(odd.values()), [records[i] for i in odd], policy)
+        batch = EventBatch.concat([batch, judged]).take(np.argsort(np.concatenate([places, list(odd)])))
+    return batch, wrong
 
 
 def _misplaced(batch: EventBatch, reader: Reader) -> dict[int, Refused]:
@@ -270,20 +284,20 @@ def _one(role: Role, record: Record, reader: Reader) -> EventBatch:
 
 def read(role: Role, records: Sequence[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:
     """Records of one topic as a batch of those that can be used, and the refusals of the others."""
-    records = list(records)
+    records, wrong = list(records), dict[int, Refused]()
     try:
         if role == "purchases":
-            batch = _purchases(records, reader.policy)
+            batch, wrong = _purchases(records, reader.policy)
         else:
             batch = _columns(role, [_validated(role, record) for record in records], records, reader.policy)
-        wrong = _misplaced(batch, reader)
     except (ValidationError, Refused, InstantError):
         return _read_one_by_one(role, records, reader)
-    if not wrong:
-        return batch, []
-    good = np.array([i for i in range(len(batch)) if i not in wrong], dtype=np.int64)
-    refusals = [Refusal(role, records[i], each.code, each.reason) for i, each in sorted(wrong.items())]
-    return batch.take(good), refusals
+    misplaced = _misplaced(batch, reader)
+    if misplaced:
+        place = [i for i in range(len(records)) if i not in wrong]
+        wrong |= {place[i]: each for i, each in misplaced.items()}
+        batch = batch.take(np.array([i for i in range(len(batch)) if i not in misplaced], dtype=np.int64))
+    return batch, [Refusal(role, records[i], each.code, each.reason) for i, each in sorted(wrong.items())]
 
 
 def _read_one_by_one(role: Role, records: list[Record], reader: Reader) -> tuple[EventBatch, list[Refusal]]:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pytest
 import xxhash
 
+from models import records as records_module
 from models.batch import EventBatch, Refusal, Texts, merge_order, rounds
 from models.events import Kind, Role
 from models.instants import FOREVER
@@ -532,6 +534,19 @@ def test_each_bad_record_is_refused_for_its_own_reason() -> None:
         "unknown_currency", "too_many_decimals", "amount_too_large", "empty_value", "invalid_field",
     ]  # fmt: skip
     assert [refusal.record for refusal in refusals] == records[1:-1:2]
+
+
+def test_purchases_do_not_pay_for_what_is_refused_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What any producer may send now and then is left out; the rest of its fetch is not looked at one by one."""
+    monkeypatch.setattr(records_module, "_read_one_by_one", None)
+    bad = [each for each in all_bad_records() if b"02-30" not in (each.value or b"")]
+    good = [record(purchase("a", f"g{i}", at(i), "1", country=f"ż{i}"), i) for i in range(len(bad) + 1)]
+    mixed = [good[0], *chain.from_iterable(zip(bad, good[1:], strict=True))]
+    batch, refusals = read("purchases", mixed, Reader(POLICY, 0, 1, LATER * 1000))
+    assert batch.record == good
+    assert [refusal.record for refusal in refusals] == bad
+    batch, refusals = read("purchases", bad, Reader(POLICY, 0, 1, LATER * 1000))
+    assert (len(batch), [refusal.record for refusal in refusals]) == (0, bad)
 
 
 def same(one: EventBatch, other: EventBatch) -> None:
