@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -20,6 +19,7 @@ from models.batch import EventBatch, Record, Refusal, Texts
 from models.engines import EVENT_TEXTS
 from models.errors import InstantError, Refused
 from models.events import ATTRIBUTES, DEFAULT_KIND, KINDS_OF_ROLE, ROLES, SURVEY, TICK, VALUES, Attributes, Kind, Role
+from models.hashes import hashes_of
 from models.instants import Instants, format_instant, parse_column
 from models.partitioner import partitions_of
 from models.policy import Policy
@@ -119,7 +119,6 @@ def _kept(policy: Policy) -> dict[str, None]:
 def _batch(role: Role, records: list[Record], policy: Policy, columns: _Columns) -> EventBatch:
     """Raises Refused if an attribute that must be a number is none."""
     size, carried = len(records), columns.carried
-    hashes = map(xxhash.xxh3_64_intdigest, map(str.encode, columns.event_id))
     return EventBatch(
         rank=np.full(size, ROLES.index(role), dtype=np.int8),
         offset=np.array([record.offset for record in records], dtype=np.int64),
@@ -130,7 +129,7 @@ def _batch(role: Role, records: list[Record], policy: Policy, columns: _Columns)
         amount=columns.amount,
         score=columns.score,
         # 0 marks an empty place among the remembered ids.
-        event_hash=np.maximum(np.fromiter(hashes, dtype=np.uint64, count=size), 1),
+        event_hash=np.maximum(hashes_of(columns.event_id), 1),
         customer=columns.customer,
         event_id=columns.event_id,
         record=records,

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from models.clusters import Count, Document, Finite, Floats, Settings
 from models.engines import ClusterPolicy
+from models.hashes import hashes_of
 from models.instants import Instants
 from models.measures import measure
 from models.policy import Policy
@@ -25,6 +26,8 @@ from models.table import CustomerTable, Rows
 MOVING: Final = {"recency_days": "last_purchase_at", "tenure_days": "first_purchase_at"}
 #: Measures that are money, in units of the base currency.
 MONEY: Final = frozenset(("monetary", "average_order"))
+#: Customers whose ids are texts at once.
+_AT_ONCE: Final = 10_000
 #: Decimals of a measure in a draw.
 _DECIMALS: Final = 6
 
@@ -89,7 +92,9 @@ def draw_of(
     values = Features(policy, table.policy).values(table, rows, np.full(len(rows), instant, dtype=np.int64))
     eligible = np.isfinite(values).all(axis=1)
     rows, values = rows[eligible], np.round(values[eligible], _DECIMALS)
-    keys = _mixed(table.identity[rows] ^ _mixed(np.array([instant], dtype=np.int64).view(np.uint64)))
+    parts = np.array_split(rows, 1 + len(rows) // _AT_ONCE)
+    who = np.concatenate([hashes_of(table.index.names(part)) for part in parts])
+    keys = _mixed(who ^ _mixed(np.array([instant], dtype=np.int64).view(np.uint64)))
     drawn = np.argpartition(keys, policy.sample)[: policy.sample] if len(keys) > policy.sample else np.arange(len(keys))
     drawn = drawn[np.argsort(keys[drawn], kind="stable")]
     return Draw(

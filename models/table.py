@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from models.columns import Column, RememberedIds, grown
@@ -90,8 +89,6 @@ class CustomerTable:
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
         self._forget_due()
-        #: XXH3-64 of each row's customer_id, by which customers are drawn (models/sampling.py).
-        self.identity = Column(0, np.uint64)
         self.signed_up_at = Column(FOREVER)
         self.first_purchase_at = Column(FOREVER)
         self.last_purchase_at = Column(NEVER)
@@ -163,8 +160,6 @@ class CustomerTable:
         self.label[first : self._used] = NO_LABEL
         rows = np.array([*freed, *range(first, self._used)], dtype=np.int64)
         self.index.add(customers, rows)
-        digests = map(xxhash.xxh3_64_intdigest, map(str.encode, customers))
-        self.identity[rows] = np.fromiter(digests, dtype=np.uint64, count=len(customers))
         return rows
 
     def _grow(self, size: int) -> None:
@@ -197,8 +192,7 @@ class CustomerTable:
         """Forget everything about the rows' customers; the rows stay theirs until they are freed."""
         self.seen.clear(rows)
         for column in self._columns:
-            if column is not self.identity:
-                column.clear(rows)
+            column.clear(rows)
         self.label[rows] = NO_LABEL
         for weights in self.tally.values():
             weights[rows] = 0

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from models.events import ROLES, Role
+from models.hashes import hashes_of
 from models.instants import FOREVER, NEVER
-from models.table import CustomerTable
 from streams.activations import Activations
 from streams.commit import ShardCommit, ShardHeader
 from streams.errors import OffsetGap
@@ -92,22 +92,22 @@ class Ledger:
         """Who has moved since ``mark``, also into segments that are not published."""
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *(self._moving or ())]))
 
-    def add(self, step: Step, batch: Batch | None, table: CustomerTable) -> None:
-        """Note what a step did; the table's freed rows still say whose they were."""
+    def add(self, step: Step, batch: Batch | None) -> None:
+        """Note what a step did."""
         outcome = step.outcome
         refusals = [*(batch.refusals if batch else ()), *outcome.overflowed]
         self.refused += [(each.role, each.record.offset) for each in refusals]
         self.events += 0 if batch is None else len(batch.events)
+        who = hashes_of(outcome.published.customers)
         if self._moving is not None:
-            silent = [xxh3_64_intdigest(customer.encode()) for customer in outcome.forgotten]
-            self._moving += [table.identity[outcome.changes.row], np.array(silent, dtype=np.uint64)]
+            self._moving += [who, hashes_of(outcome.forgotten)]
         if not len(outcome.published):
             return
         told = np.ones(len(outcome.published), dtype=np.bool_)
         told[list(outcome.withheld)] = False
         ids = np.frombuffer(bytes.fromhex("".join(outcome.published.ids)), dtype=ID)[told]
         self._ids.append(ids)
-        self._who.append(table.identity[outcome.changes.row][told])
+        self._who.append(who[told])
         self.size += len(ids)
 
     @property
@@ -142,7 +142,7 @@ class Watch:
     #: ``event_id`` → record, by customer.
     places: dict[tuple[str, str], Watched] = field(default_factory=dict)
 
-    def add(self, step: Step, batch: Batch | None, table: CustomerTable) -> None:
+    def add(self, step: Step, batch: Batch | None) -> None:
         """Note what a step did to them."""
         if batch is not None:
             events = batch.events
@@ -163,7 +163,7 @@ class Watch:
                     self.places.setdefault((customer, events.event_id[i]), seen)
         outcome = step.outcome
         withheld = set(outcome.withheld)
-        for i in np.flatnonzero(np.isin(table.identity[outcome.changes.row], list(self.who))).tolist():
+        for i in np.isin(hashes_of(outcome.published.customers), list(self.who)).nonzero()[0].tolist():
             change: Any = outcome.published[i]
             if i not in withheld:
                 self.changes.setdefault(change["customer_id"], []).append(change)
@@ -214,7 +214,7 @@ class Recomputation:
 
     def _taken(self, step: Step, batch: Batch | None) -> None:
         table = self.processor.table
-        (self._watch or self.ledger).add(step, batch, table)
+        (self._watch or self.ledger).add(step, batch)
         if self._progress is not None:
             self._progress(self.ledger.events)
         if table is not self._table:

@@ -19,6 +19,7 @@ from models.counts import Count
 from models.engines import ClusterPolicy
 from models.errors import StateError
 from models.events import ROLES, Role
+from models.hashes import hashes_of
 from models.instants import NEVER
 from streams.commit import ShardHeader
 from streams.errors import ConfigurationError, OffsetGap
@@ -302,9 +303,7 @@ class _Shard:
         waiting = {c["customer_id"] for entry in pending for c in entry.changes} | {
             customer for entry in pending for customer in entry.forgotten
         }
-        moving = np.concatenate(
-            [again.ledger.moving, np.array([xxh3_64_intdigest(c.encode()) for c in waiting], dtype=np.uint64)]
-        )
+        moving = np.concatenate([again.ledger.moving, hashes_of(list(waiting))])
         stale, report.snapshots = stale_snapshots(audit.log, snapshots, again.processor, moving)
         for each in stale:
             if audit.customer in (None, each.customer):

@@ -18,6 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from models.batch import Record
 from models.events import Role
+from models.hashes import hashes_of
 from models.instants import format_instant
 from models.partitioner import partitions_of
 from models.table import NO_LABEL
@@ -248,7 +249,7 @@ def stale_snapshots(
                 if why:
                     said[customer] = f"the snapshot {part.topic}/{part.partition}@{record.offset} {why}"
     rows = table.rows
-    due = rows[(table.sequence[rows] > 0) & ~np.isin(table.identity[rows], moving)]
+    due = rows[(table.sequence[rows] > 0) & ~np.isin(hashes_of(table.index.names(rows)), moving)]
     stale = []
     wrong = due[state[due] != 1]
     for customer, row in zip(table.index.names(wrong), wrong.tolist(), strict=True):

@@ -486,7 +486,7 @@ def test_what_is_no_number_is_refused_where_one_is_kept(value: Any) -> None:
 
 def test_no_event_has_the_hash_of_an_empty_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """0 marks an empty place among the remembered ids, so an id that hashes to 0 is told apart from it."""
-    monkeypatch.setattr("models.records.xxhash.xxh3_64_intdigest", lambda _: 0)
+    monkeypatch.setattr("models.hashes.xxhash.xxh3_64_intdigest", lambda _: 0)
     batch, _ = read_events(GOOD)
     assert batch.event_hash.tolist() == [1]
 

@@ -13,7 +13,7 @@ from models.policy import Policy, parse_policy
 from models.sampling import Draw, draw_of
 from models.table import CustomerTable
 from tests.support.tables import make_known
-from tests.unit.test_engines import START, add, table_of
+from tests.unit.test_engines import START, table_of
 
 DAY = 86_400_000_000
 TEXT = """
@@ -135,13 +135,3 @@ def test_a_draw_is_read_as_it_was_written() -> None:
     ]:
         with pytest.raises(StateError, match=sentence):
             Draw.parse(wrong)
-
-
-def test_a_growing_table_keeps_what_customers_are_drawn_by() -> None:
-    """Rows that are added later do not disturb those that are there."""
-    policy = policy_of()
-    table = many(10, policy)
-    before = table.identity[table.rows].tolist()
-    add(table, *({"orders": 1} for _ in range(5000)))
-    assert table.identity[table.rows][:10].tolist() == before
-    assert len(set(table.identity[table.rows].tolist())) == len(table)
