@@ -53,6 +53,25 @@ class Column:
             self._values[rows] = self._blank
 
 
+class Places:
+    """Numbered places, handed out: those that were given back first, then the next one."""
+
+    def __init__(self, used: int = 0) -> None:
+        #: No place from this one on has been handed out.
+        self.used = used
+        self._free: list[int] = []
+
+    def take(self, count: int) -> list[int]:
+        """So many places that nobody has."""
+        freed = [self._free.pop() for _ in range(min(len(self._free), count))]
+        first, self.used = self.used, self.used + count - len(freed)
+        return [*freed, *range(first, self.used)]
+
+    def give_back(self, places: list[int]) -> None:
+        """Places that nobody has any more."""
+        self._free += places
+
+
 class RememberedIds:
     """The latest ids of each row, ``most`` at most. No id is 0."""
 
@@ -65,8 +84,7 @@ class RememberedIds:
         #: Where a row's further ids lie; those with none share the first place, which stays empty.
         self._apart_at = np.zeros(0, dtype=np.uint32)
         self._apart = np.zeros((1, most - self._few), dtype=np.uint64)
-        self._apart_used = 1
-        self._free: list[int] = []
+        self._places = Places(used=1)
 
     def counts(self, rows: Any) -> NDArray[np.int64]:
         """How many ids each row has."""
@@ -81,7 +99,7 @@ class RememberedIds:
     def has(self, rows: NDArray[np.int64], ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether each row has its id."""
         found: NDArray[np.bool_] = (self._beside.take(rows, axis=0) == ids[:, None]).any(axis=1)
-        if self._apart_used > 1:
+        if self._places.used > 1:
             found |= (self._apart.take(self._apart_at[rows], axis=0) == ids[:, None]).any(axis=1)
         return found
 
@@ -129,7 +147,7 @@ class RememberedIds:
         apart = self._apart_at[rows]
         apart = apart[apart > 0]
         self._apart[apart] = 0
-        self._free += apart.tolist()
+        self._places.give_back(apart.tolist())
         self._apart_at[rows] = 0
 
     def resize(self, used: int, size: int) -> None:
@@ -140,11 +158,10 @@ class RememberedIds:
     def _places_apart(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Where the rows' further ids lie; those who have no such place get one."""
         new = rows[self._apart_at[rows] == 0]
-        freed = [self._free.pop() for _ in range(min(len(self._free), len(new)))]
-        first, self._apart_used = self._apart_used, self._apart_used + len(new) - len(freed)
-        if self._apart_used > len(self._apart):
-            self._apart = grown(self._apart, first, self._apart_used + self._apart_used // 4 + 1024)
-        self._apart_at[new] = [*freed, *range(first, self._apart_used)]
+        before = self._places.used
+        self._apart_at[new] = self._places.take(len(new))
+        if (used := self._places.used) > len(self._apart):
+            self._apart = grown(self._apart, before, used + used // 4 + 1024)
         places: NDArray[np.uint32] = self._apart_at[rows]
         return places
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.columns import Column, RememberedIds, grown
+from models.columns import Column, Places, RememberedIds, grown
 from models.customers import CustomerIndex
 from models.instants import FOREVER, NEVER
 from models.policy import Policy
@@ -82,10 +82,9 @@ class CustomerTable:
         #: Which row each customer has, and whose each row is.
         self.index: Final = CustomerIndex()
         #: Rows that are somebody's or have been.
-        self._used = 0
+        self._places: Final = Places()
         #: Rows that there is room for.
         self.capacity = 0
-        self._free: list[int] = []
         #: No deadline of any row is earlier than this instant: most batches need not look.
         self.earliest_deadline = FOREVER
         self._forget_due()
@@ -131,13 +130,12 @@ class CustomerTable:
         """The rows in use, ascending."""
         return self.index.rows()
 
-    def place(self, customers: Sequence[str]) -> Rows:
+    def place(self, customers: list[str]) -> Rows:
         """The row of each customer; unknown customers get blank rows."""
-        named = customers if isinstance(customers, list) else list(customers)
-        rows = self.index.find(named)
+        rows = self.index.find(customers)
         unknown = (rows < 0).nonzero()[0]
         if len(unknown):
-            named = named if len(unknown) == len(named) else [named[i] for i in unknown.tolist()]
+            named = customers if len(unknown) == len(customers) else [customers[i] for i in unknown.tolist()]
             new = list(dict.fromkeys(named))
             added = self.add(new)
             rows[unknown] = added if len(new) == len(named) else self.index.find(named)
@@ -151,19 +149,19 @@ class CustomerTable:
 
     def add(self, customers: list[str]) -> Rows:
         """Blank rows for different customers who have none yet: rows that were freed first."""
-        freed = [self._free.pop() for _ in range(min(len(self._free), len(customers)))]
-        first, self._used = self._used, self._used + len(customers) - len(freed)
-        if self._used > self.capacity:
-            self._grow(max(1024, self._used + self._used // 4))
+        first = self._places.used
+        rows = np.array(self._places.take(len(customers)), dtype=np.int64)
+        end = self._places.used
+        if end > self.capacity:
+            self._grow(max(1024, end + end // 4))
         for column in self._columns:
-            column.append(first, self._used)
-        self.label[first : self._used] = NO_LABEL
-        rows = np.array([*freed, *range(first, self._used)], dtype=np.int64)
+            column.append(first, end)
+        self.label[first:end] = NO_LABEL
         self.index.add(customers, rows)
         return rows
 
     def _grow(self, size: int) -> None:
-        used = min(self._used, self.capacity)
+        used = min(self._places.used, self.capacity)
         self.seen.resize(used, size)
         for column in self._columns:
             column.resize(used, size)
@@ -204,7 +202,7 @@ class CustomerTable:
     def free(self, rows: Rows) -> None:
         """Give blank rows back, to be used for other customers."""
         self.index.remove(rows)
-        self._free += rows.tolist()
+        self._places.give_back(rows.tolist())
 
     def net(self, rows: Rows) -> NDArray[np.int64]:
         """Monetary: purchases less refunds, in minor units."""
@@ -227,7 +225,7 @@ class CustomerTable:
         """Rows with a deadline before ``instant``."""
         if self.earliest_deadline >= instant:
             return np.empty(0, dtype=np.int64)
-        soonest = self.soonest[: self._used]
+        soonest = self.soonest[: self._places.used]
         rows: Rows = (soonest < instant).nonzero()[0]
         if not len(rows):
             self.earliest_deadline = int(soonest.min(initial=FOREVER))
